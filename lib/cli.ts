@@ -1,0 +1,320 @@
+#!/usr/bin/env node
+/**
+ * The command line: `portcall serve FILE`, `portcall send K TEXT`. A command is one row of COMMANDS,
+ * a service that needs no file is one row of BUILT_INS.
+ */
+import { existsSync, readFileSync } from 'node:fs';
+import { basename, extname, resolve } from 'node:path';
+import type { Readable } from 'node:stream';
+import { pathToFileURL } from 'node:url';
+import { parseArgs } from 'node:util';
+import { MicroClient, MicroError, MicroServer, stopOnSignals } from './index.ts';
+import type { Callback, ErrorCode, Service } from './index.ts';
+import { parseDuration, parseSize } from './units.ts';
+
+/** What to type to run this file again. */
+const SELF = import.meta.url.endsWith('.ts') ? 'npx tsx lib/cli.ts' : 'npx portcall';
+const asJson = process.argv.includes('--json');
+
+// ----------------------------------------------------------------------------- What can be asked
+
+interface Option {
+  /** What its value looks like in the help; a switch has none. */
+  value?: string;
+  help: string;
+  /** Its name in the options of what it is handed to. Default: the one on the command line. */
+  as?: string;
+  /** Makes its value of the text, or throws one clear sentence. */
+  read?: (text: string) => unknown;
+}
+type Options = Readonly<Record<string, Option>>;
+type Given = Readonly<Record<string, string | boolean | undefined>>;
+
+interface Command {
+  /** The arguments, by the names that the help calls them. */
+  takes: readonly string[];
+  help: string;
+  options: Options;
+  /** SIGINT and SIGTERM end it with 0 once all is answered; others end at once, with 130. */
+  drains?: true;
+  run(takes: readonly string[], given: Given): Promise<void>;
+}
+
+interface BuiltIn {
+  /** Where it is found unless `--key` says otherwise. */
+  key: string;
+  /** Where it listens in place of its key's line in ports.json, which ECHO has none of. */
+  port?: number;
+  options: Options;
+  create(options: Readonly<Record<string, unknown>>): Promise<Service>;
+}
+
+const BUILT_INS: Readonly<Record<string, BuiltIn>> = {
+  echo: {
+    key: 'ECHO',
+    port: 0,
+    options: {},
+    create: async () => (await import('../services/echo.ts')).createEcho(),
+  },
+  life_gen: {
+    key: 'LIFE_GEN',
+    options: { file: { value: 'CSV', help: 'its lines, under the header category,line' } },
+    create: async (options) => (await import('../services/life_gen.ts')).createLifeGen(options),
+  },
+};
+
+const EVERYWHERE: Options = {
+  json: { help: 'print JSON, one value a line' },
+  help: { help: 'tell what there is to say' },
+};
+const TOKEN: Options = {
+  token: { value: 'SECRET', help: 'what a client must know' },
+};
+const MAX_MESSAGE: Options = {
+  'max-message': {
+    value: '128MiB', as: 'maxMessageBytes', read: parseSize, help: 'the longest message and reply',
+  },
+};
+const SERVER: Options = {
+  host: { value: 'HOST', help: 'where to listen, if not on 127.0.0.1 alone' },
+  ...MAX_MESSAGE,
+  ...TOKEN,
+  insecure: { help: 'listen to other machines without a token' },
+};
+const CLIENT: Options = {
+  timeout: {
+    value: '5s', as: 'timeoutMs', read: parseDuration, help: 'how long a reply may take',
+  },
+  ...MAX_MESSAGE,
+  ...TOKEN,
+};
+
+const COMMANDS: Readonly<Record<string, Command>> = {
+  serve: {
+    takes: ['SERVICE'],
+    help: `starts ${Object.keys(BUILT_INS).join(', ')}, or what a file exports as its default`,
+    options: {
+      key: { value: 'KEY', help: 'its name in ports.json' },
+      port: { value: 'PORT', help: 'where to listen in place of ports.json; 0 is any free port' },
+      ...SERVER,
+      ...Object.assign({}, ...Object.values(BUILT_INS).map((builtIn) => builtIn.options)),
+    },
+    drains: true,
+    run: serve,
+  },
+  send: {
+    takes: ['SERVICE', 'TEXT'],
+    help: 'prints the reply of a key, a port or an address; -: to each line of stdin',
+    options: CLIENT,
+    run: send,
+  },
+  up: {
+    takes: [],
+    help: 'shows the services of this kit at work, then serves',
+    options: {
+      demo: { help: 'all of them, each with an exchange' },
+      once: { help: 'on free ports, and end: with 0 if each reply was right' },
+    },
+    drains: true,
+    run: up,
+  },
+};
+
+/** 1: the service answered an error. 2: wrong use or set-up. 3: not reached, or out of time. */
+const EXIT_CODES: Readonly<Record<ErrorCode, 1 | 2 | 3>> = {
+  CALLBACK_FAILED: 1, SERVER_BUSY: 1, NO_WORKER: 1, PROTOCOL_ERROR: 1, MESSAGE_TOO_LARGE: 1,
+  UNAUTHORIZED: 1,
+  UNKNOWN_SERVICE: 2, BAD_PORTS_FILE: 2, BAD_ADDRESS: 2, BAD_MESSAGE: 2, PORT_IN_USE: 2,
+  CONNECTION_REFUSED: 3, CONNECT_TIMEOUT: 3, TIMEOUT: 3, CONNECTION_LOST: 3, ABORTED: 3, CLOSED: 3,
+};
+
+// --------------------------------------------------------------------------------- The commands
+
+async function serve([what = '']: readonly string[], given: Given): Promise<void> {
+  const builtIn = Object.hasOwn(BUILT_INS, what) ? BUILT_INS[what] : undefined;
+  const own = builtIn?.options ?? {};
+  const foreign = Object.keys(given)
+    .find((name) => !(name in own) && Object.values(BUILT_INS).some(({ options }) => name in options));
+  if (foreign !== undefined) {
+    throw new Error(`Cannot serve "${what}" with --${foreign}: that is another service's option`);
+  }
+  const service = await (builtIn?.create(optionsOf(own, given)) ?? load(what));
+  const key = String(given['key'] ?? builtIn?.key ?? basename(what, extname(what)).toUpperCase());
+  const port = given['port'] === undefined
+    ? (given['key'] === undefined ? builtIn?.port : undefined) : parsePort(String(given['port']));
+  const server = new MicroServer(service, key, {
+    ...optionsOf(SERVER, given), ...(port !== undefined && { ports: { [key]: port } }),
+  });
+  const { url } = await server.startListening();
+  stopOnSignals(server);
+  print(`listening on ${url} (${key})`, { listening: url, key });
+}
+
+async function send([key = '', text = '']: readonly string[], given: Given): Promise<void> {
+  const client = new MicroClient(/^\d+$/.test(key) ? Number(key) : key, optionsOf(CLIENT, given));
+  for await (const message of text === '-' ? linesOf(process.stdin) : [text]) {
+    try {
+      const reply = await client.sendMessage(message);
+      print(reply, { reply });
+    } catch (error) {
+      if (exitCodeOf(error) !== 1) throw error;
+      complain(error); // the service's own answer: the lines behind this one may do better
+      process.exitCode = 1;
+    }
+  }
+}
+
+async function up(_: readonly string[], given: Given): Promise<void> {
+  if (given['demo'] !== true) {
+    throw new Error(`Cannot run "up" alone: it shows the kit's services. Try ${SELF} up --demo`);
+  }
+  const { runDemos, tellStep } = await import('./demo.ts');
+  const show = (step: Parameters<typeof tellStep>[0]) => print(tellStep(step), step);
+  if (await runDemos({ once: given['once'] === true, show, self: SELF })) return;
+  complain(new Error('Cannot pass the demo: a service gave another reply than expected'));
+  process.exitCode = 1;
+}
+
+// ------------------------------------------------------------------------------------- Their parts
+
+/** The service in a user's file. */
+async function load(file: string): Promise<Service | Callback> {
+  const refuse = (why: string, cause?: unknown) =>
+    new Error(`Cannot serve "${file}": ${why}`, { cause });
+  if (!existsSync(file)) {
+    throw refuse(`there is no such file, nor a service of that name. Known: ${Object.keys(BUILT_INS).join(', ')}`);
+  }
+  let service: unknown;
+  try {
+    service = (await import(pathToFileURL(resolve(file)).href) as { default?: unknown }).default;
+  } catch (error) {
+    throw refuse((error as NodeJS.ErrnoException).code === 'ERR_UNKNOWN_FILE_EXTENSION'
+      ? 'this Node reads no TypeScript. Use Node 22.18 or newer, or NODE_OPTIONS="--import tsx"'
+      : messageOf(error), error);
+  }
+  if (typeof service !== 'function' &&
+    typeof (service as Partial<Service> | undefined)?.callback !== 'function') {
+    throw refuse('it has no default export that is a callback or has one');
+  }
+  return service as Service | Callback;
+}
+
+/** The lines of a stream as they come, without their `\n` or `\r\n`. */
+async function* linesOf(input: Readable): AsyncGenerator<string> {
+  let held = '';
+  for await (const chunk of input.setEncoding('utf8') as AsyncIterable<string>) {
+    const pieces = (held + chunk).split('\n');
+    held = pieces.pop() ?? '';
+    yield* pieces.map((piece) => piece.replace(/\r$/, ''));
+  }
+  if (held !== '') yield held;
+}
+
+/** Those of `given` that stand in `options`, read and under the names that code has for them. */
+function optionsOf(options: Options, given: Given): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(options)
+    .filter(([name]) => given[name] !== undefined)
+    .map(([name, { as = name, read = (text: string): unknown => text }]) =>
+      [as, typeof given[name] === 'string' ? read(given[name]) : given[name]]));
+}
+
+function parsePort(text: string): number {
+  const port = /^\d+$/.test(text) ? Number(text) : NaN;
+  if (port <= 65_535) return port;
+  throw new Error(`Cannot read "${text}" as a port: expected a whole number from 0 to 65535`);
+}
+
+// ------------------------------------------------------------------------------------ In and out
+
+async function main([name = '', ...rest]: readonly string[]): Promise<void> {
+  if (name === '--help' || name === '-h') return print(overview());
+  if (name === '--version') return print(version());
+  const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  if (command === undefined) {
+    const what = name === '' ? 'without a command' : `"${name}"`;
+    throw new Error(`Cannot run ${what}: expected ${Object.keys(COMMANDS).join(', ')}. Try ${SELF} --help`);
+  }
+  const { given, takes } = parse(name, command, rest);
+  if (given['help'] === true) return print(helpOf(name, command));
+  if (takes.length !== command.takes.length) {
+    throw new Error(`Cannot run "${name}" with ${takes.length} arguments: ` +
+      `expected ${command.takes.join(' ') || 'none'}. Put quotes around a text with blanks`);
+  }
+  if (command.drains !== true) process.once('SIGINT', () => process.exit(130));
+  await command.run(takes, given);
+}
+
+function parse(name: string, command: Command, args: readonly string[]):
+  { given: Given; takes: readonly string[] } {
+  const options = Object.fromEntries(Object.entries({ ...command.options, ...EVERYWHERE })
+    .map(([option, { value }]) => [option, { type: value === undefined ? 'boolean' : 'string' } as const]));
+  try {
+    const { values, positionals } = parseArgs({ args: [...args], options, allowPositionals: true });
+    return { given: values as Given, takes: positionals };
+  } catch (error) {
+    const [why = ''] = messageOf(error).split(/\. |\n/); // further sentences are advice of another house
+    throw new Error(`Cannot run "${name}": ${why[0]?.toLowerCase()}${why.slice(1)}. ` +
+      `Try ${SELF} ${name} --help`, { cause: error });
+  }
+}
+
+function overview(): string {
+  return [
+    'Functions as services on named ports.', '',
+    ...Object.entries(COMMANDS).map(([name, { takes, help }]) =>
+      `  ${[name, ...takes].join(' ').padEnd(20)}  ${help}`),
+    '',
+    `What a command can be told: ${SELF} COMMAND --help`,
+    'Exit codes: 0 done; 1 the service answered an error; 2 wrong use or set-up; 3 not reached, or out',
+    'of time; 130 interrupted.',
+  ].join('\n');
+}
+
+function helpOf(name: string, { takes, help, options }: Command): string {
+  return [
+    `${SELF} ${[name, ...takes].join(' ')} [options]`, `  ${help}`, '',
+    ...Object.entries({ ...options, ...EVERYWHERE }).map(([option, { value = '', help }]) =>
+      `  ${`--${option} ${value}`.padEnd(24)}${help}`),
+  ].join('\n');
+}
+
+/** From the package.json above `lib`, or above `dist/lib`. */
+function version(): string {
+  const file = ['../package.json', '../../package.json']
+    .map((path) => new URL(path, import.meta.url)).find((url) => existsSync(url));
+  return file === undefined ? 'unknown'
+    : String((JSON.parse(readFileSync(file, 'utf8')) as { version: unknown }).version);
+}
+
+function print(text: string, value: unknown = text): void {
+  process.stdout.write(`${asJson ? JSON.stringify(value) : text}\n`);
+}
+
+/** One line on stderr, whatever the error is. */
+function complain(error: unknown): void {
+  const { code, outcome } = error instanceof MicroError ? error : {};
+  const text = messageOf(error).trim().replace(/\s*\n\s*/g, ' ');
+  const task = code === 'CALLBACK_FAILED' ? 'get a reply' : 'go on';
+  const line = text.startsWith('Cannot ') ? text : `Cannot ${task}: ${text}`;
+  process.stderr.write(`${asJson ? JSON.stringify({ error: text, code, outcome })
+    : code === undefined ? line : `${line} (${code})`}\n`);
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** What never reached the service was refused by this side, whatever the code's usual meaning. */
+function exitCodeOf(error: unknown): 1 | 2 | 3 {
+  if (!(error instanceof MicroError)) return 2;
+  const exitCode = EXIT_CODES[error.code];
+  return exitCode === 1 && error.outcome === 'not sent' ? 2 : exitCode;
+}
+
+process.stdout.on('error', () => process.exit()); // nobody reads on: `| head`
+process.stderr.on('error', () => {}); // nor here, which is no reason to stop serving
+main(process.argv.slice(2)).catch((error: unknown) => {
+  complain(error);
+  // What a service opened before it could not start must not keep the process alive.
+  process.stderr.write('', () => process.exit(exitCodeOf(error)));
+});

@@ -1,0 +1,9 @@
+/** What `import … from 'portcall'` gives. */
+export { ERRORS, MicroClient, MicroError, readPorts, resolveAddress } from './micro_client.ts';
+export type {
+  Address, Body, CallOptions, ClientOptions, Dialect, ErrorCode, Log, Outcome, Ports, Value,
+} from './micro_client.ts';
+export { DEFAULT_LIMITS, MicroServer, stopOnSignals } from './micro_server.ts';
+export type {
+  Callback, Client, Context, Contract, Limits, ServeOptions, ServerOptions, Service, Stats,
+} from './micro_server.ts';
