@@ -5,5 +5,5 @@ export type {
 } from './micro_client.ts';
 export { DEFAULT_LIMITS, MicroServer, stopOnSignals } from './micro_server.ts';
 export type {
-  Callback, Client, Context, Contract, Limits, ServeOptions, ServerOptions, Service, Stats,
+  Callback, Client, Context, Limits, ServeOptions, ServerOptions, Service, Stats,
 } from './micro_server.ts';

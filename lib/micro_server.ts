@@ -1,9 +1,7 @@
 /**
- * portcall's server: `new MicroServer((message) => reply(message), 'LIFE_GEN')` makes a function a
- * service on a named port. Copy it together with `micro_client.ts`. PROTOCOL.md tells the wire.
- *
- * In this order: options and limits; the server; one connection, from its first byte to its last;
- * one request; the commands of the kit; binding.
+ * portcall's server: `new MicroServer((message) => reply(message), 'LIFE_GEN')` makes a function a service on a named
+ * port. Copy it together with `micro_client.ts`. PROTOCOL.md tells the wire. In this order: options; the server; what
+ * connections share; one connection, from its first byte to its last; one request; lines; binding.
  */
 import { createHash, timingSafeEqual } from 'node:crypto';
 import { lookup } from 'node:dns/promises';
@@ -15,94 +13,67 @@ import { basename } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { setImmediate as turn } from 'node:timers/promises';
 import {
-  Alarm, MicroError, Outbox, checkToken, exceeds, frames, lines, logToStderr, oneLine, positive, quoted,
-  loadTransport, resolveAddress, textOf, wellFormed,
-  type Address, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind, type Log,
-  type Message, type Ports, type Sink, type Tag, type Value,
+  Alarm, LineCodec, MicroError, Outbox, checkSetUp, exceeds, frames, isWellFormed, loadTransport, logToStderr, now,
+  oneLine, positive, quoted, resolveAddress, textOf,
+  type Address, type Body, type Codec, type CodecOptions, type Control, type Dialect, type ErrorCode, type Kind,
+  type Log, type Message, type Ports, type Sink, type Tag, type Value,
 } from './micro_client.ts';
 
-/** Past a limit: what PROTOCOL.md "Limits" says. Every one is an option, and is counted in `stats()`. */
+/** Each is an option of this name, with this default; `stats()` counts how often it was met. */
 export const DEFAULT_LIMITS = {
-  /** Longest message and reply, in bytes of UTF-8 after unescaping. */
-  maxMessageBytes: 1024 * 1024,
-  /** What is read of a connection before its token is settled. */
-  maxUnauthorizedBytes: 8 * 1024,
-  /** How long a message may stay unfinished, while it comes at under 1 KiB/s. */
-  partialTimeoutMs: 30_000,
-  /** Requests of one connection in the callback; 4,096 more, or 1 MiB, are held. */
-  maxInFlight: 256,
-  /** Bytes that wait for a slow reader, and how long not one of them may be taken. */
-  maxOutputBytes: 16 * 1024 * 1024,
-  outputTimeoutMs: 10_000,
-  /** At most the system's limit of open files less 64, at least 8. */
-  maxConnections: 1024,
-  /** Unreadable messages on one connection. */
-  maxProtocolErrors: 20,
-  /** Messages that one connection gets handled before the others have their turn. */
-  maxLinesPerTick: 256,
-  callbackTimeoutMs: 30_000,
-  /** What `stop()` gives the requests in flight. */
-  drainMs: 10_000,
+  maxMessageBytes: 1024 * 1024, // of a message or reply, in UTF-8 after unescaping: `MESSAGE_TOO_LARGE`
+  maxUnauthorizedBytes: 8 * 1024, // read before the token is settled: closed
+  partialTimeoutMs: 30_000, // for the rest of a message, or longer while 1 KiB/s arrives: closed
+  maxInFlight: 256, // requests of a connection in the callback: 4,096 more, or 1 MiB, are held, then it isn't read
+  maxOutputBytes: 16 * 1024 * 1024, // waiting for a slow reader: closed
+  outputTimeoutMs: 10_000, // in which a slow reader takes nothing: closed
+  maxConnections: 1024, // at most `ulimit -n` − 64, at least 8: `SERVER_BUSY`
+  maxProtocolErrors: 20, // on a connection: closed
+  maxLinesPerTick: 256, // of a connection: the rest after the others' turn
+  callbackTimeoutMs: 30_000, // to a reply or a stream's next part: `TIMEOUT`, signal aborted
+  drainMs: 10_000, // for what is in flight at `stop()`: `TIMEOUT`, closed
 };
 export type Limits = typeof DEFAULT_LIMITS;
 
 export interface ServerOptions extends Partial<Limits> {
   ports?: Ports;
-  /** Where to bind, if not where clients dial: `0.0.0.0`. Wants a token, or `insecure`. */
-  host?: string;
-  /** What a client must say first. */
-  token?: string;
-  /** Beyond loopback without a token. */
+  host?: string; // where to bind, if not where clients dial; beyond loopback wants a token, or `insecure`
+  token?: string; // what a client must say first
   insecure?: boolean;
-  /** To be told apart on the same port, beside lines and frames. */
-  dialects?: readonly Dialect[];
-  /** Keeps this many replies by message id, so that a message sent twice runs once. Default 0. */
-  dedupe?: number;
+  dialects?: readonly Dialect[]; // to be told apart on the same port, beside lines and frames
+  dedupe?: number; // keeps so many replies by message id, so that a message sent twice runs once; default 0
   log?: Log;
 }
 
-/** Who asks. One per connection, or per client of a router behind it. */
+/** Who asks: one a connection, or one a client of the router at its other end. */
 export interface Client {
   readonly id: string;
   readonly address: string;
   readonly dialect: string;
   readonly loopback: boolean;
   readonly identity?: string;
-  /** Aborted when it is gone. */
-  readonly signal: AbortSignal;
-  /** For the service to remember things in. */
-  readonly state: Map<unknown, unknown>;
+  readonly signal: AbortSignal; // aborted when it is gone
+  readonly state: Map<unknown, unknown>; // for the service to remember things in
 }
 
 export interface Context {
-  /** Aborted on the deadline, a cancel, or the loss of the connection. */
-  readonly signal: AbortSignal;
-  /** When the caller stops waiting, in milliseconds since 1970. */
-  readonly deadline: number;
+  readonly signal: AbortSignal; // aborted on the deadline, a cancel, or the loss of the connection
+  readonly deadline: number; // when the caller stops waiting, in milliseconds since 1970
   readonly parts: readonly Uint8Array[] | undefined;
   readonly client: Client;
-  /** Closes the connection once this reply is delivered. */
-  close(): void;
-  /** Stops the server once this reply is delivered. */
-  stopServer(): void;
+  close(): void; // closes the connection once this reply is delivered
+  stopServer(): void; // likewise
 }
 
 export type Callback = (message: string, context: Context) => Value | Promise<Value>;
 
-export interface Contract {
-  summary: string;
-  messages: Readonly<Record<string, { example: string; reply: string }>>;
-}
-
 export interface Service {
   callback: Callback;
   dialects?: readonly Dialect[];
-  contract?: Contract;
-  /** At a client's first byte. */
-  connected?(client: Client): void;
+  contract?: { summary: string; messages: Readonly<Record<string, { example: string; reply: string }>> };
+  connected?(client: Client): void; // at a client's first byte
   disconnected?(client: Client): void;
-  /** Closes what the service opened; called when the server has stopped. */
-  stop?(): Promise<void>;
+  stop?(): Promise<void>; // closes what the service opened, when the server has stopped
 }
 
 export interface Stats {
@@ -112,15 +83,12 @@ export interface Stats {
   inFlight: number;
   bytes: { in: number; out: number };
   latencyMs: { count: number; mean: number; p50: number; p99: number; max: number };
-  /** How often each limit was met. */
-  limits: Partial<Record<keyof Limits, number>>;
+  limits: Partial<Record<keyof Limits, number>>; // how often each was met
 }
 
 export interface ServeOptions {
-  /** Who dialled: default `accepted`. */
-  side?: 'accepted' | 'dialled';
-  /** Default: told by the first bytes. */
-  dialect?: Dialect;
+  side?: 'accepted' | 'dialled'; // who dialled; default accepted
+  dialect?: Dialect; // default: told by the first bytes
   hello?: Readonly<Record<string, string>>;
 }
 
@@ -132,22 +100,16 @@ export class MicroServer {
   #starting: Promise<Address> | undefined;
   #stopping: Promise<void> | undefined;
 
-  /** @throws {TypeError | RangeError} Wrong options. What is wrong with the address, `startListening` tells. */
+  /** @throws {TypeError | RangeError} Wrong options. A wrong address is told by `startListening`. */
   constructor(service: Callback | Service, key: string | number, options: ServerOptions = {}) {
-    const { callback, ...rest } = typeof service === 'function' ? { callback: service } : service;
-    if (typeof callback !== 'function') {
-      throw new TypeError(`Cannot serve ${quoted(callback)}: expected a function (message) => reply`);
+    const whole = typeof service === 'function' ? { callback: service } : service;
+    if (typeof whole?.callback !== 'function') {
+      throw new TypeError(`Cannot serve ${quoted(whole)}: expected a function (message, context) => reply`);
     }
-    checkToken(options);
-    const limits = { ...DEFAULT_LIMITS };
-    for (const name of Object.keys(limits) as (keyof Limits)[]) {
-      limits[name] = positive(options, name, DEFAULT_LIMITS[name]);
-    }
+    checkSetUp(key, options);
     this.#key = key;
     this.#options = options;
-    this.#hub = new Hub(typeof service === 'function' ? { callback } : service, limits, options,
-      () => void this.stop());
-    void rest;
+    this.#hub = new Hub(whole, options, () => void this.stop());
   }
 
   /** Where it listens, if it does. */
@@ -156,25 +118,20 @@ export class MicroServer {
   }
 
   /**
-   * Binds and serves. Port 0 gives a free one.
+   * Binds and serves; resolves with where, so that port 0 tells the port it got.
    *
    * @throws {MicroError} `PORT_IN_USE`, `BAD_ADDRESS`, `UNKNOWN_SERVICE`, `BAD_PORTS_FILE`.
    */
   startListening(): Promise<Address> {
-    this.#starting ??= this.#start().catch((error: unknown) => {
+    return this.#starting ??= this.#start().catch((error: unknown) => {
       this.#starting = undefined;
       throw error;
     });
-    return this.#starting;
   }
 
-  /** Stops accepting, answers what is in flight (until `graceMs`, default `drainMs`), closes. */
-  stop({ graceMs }: { graceMs?: number } = {}): Promise<void> {
-    this.#stopping ??= this.#stop(graceMs ?? this.#hub.limits.drainMs).finally(() => {
-      this.#stopping = undefined;
-      this.#starting = undefined;
-    });
-    return this.#stopping;
+  /** Stops accepting, answers what is in flight (for `graceMs`, by default `drainMs`), closes. */
+  stop({ graceMs = this.#hub.limits.drainMs }: { graceMs?: number } = {}): Promise<void> {
+    return this.#stopping ??= this.#stop(graceMs).finally(() => { this.#stopping = this.#starting = undefined; });
   }
 
   /** Serves one connected duplex, whoever dialled it: what a worker and a transport build on. */
@@ -189,43 +146,32 @@ export class MicroServer {
   async #start(): Promise<Address> {
     await this.#stopping;
     const { ports, host, token, insecure } = this.#options;
-    const hub = this.#hub;
-    const address = { ...resolveAddress(this.#key, ports, (text) => hub.log('warn', text)) };
-    if (host !== undefined && address.scheme === 'tcp') {
-      address.host = host;
-      address.url = `tcp://${host.includes(':') ? `[${host}]` : host}:${address.port}`;
-    }
+    const address = { ...resolveAddress(this.#key, ports, (text) => this.#hub.log('warn', text)) };
+    if (host !== undefined && address.scheme === 'tcp') Object.assign(address, { host, url: urlOf(host, address.port) });
     if (address.scheme === 'tcp' && token === undefined && !(await isLoopback(address.host ?? ''))) {
-      const risk = 'anybody on the network could call it';
+      const risk = `on ${address.url} without a token: anybody on the network could call it`;
       if (insecure !== true) {
-        throw new MicroError('BAD_ADDRESS', `Cannot listen on ${address.url}: ${risk}, expected a ` +
-          'token. Give it one, bind to 127.0.0.1, or set insecure');
+        throw new MicroError('BAD_ADDRESS', `Cannot listen ${risk}, expected one. Bind to 127.0.0.1, or set insecure`);
       }
-      hub.log('warn', `Listening on ${address.url} without a token: ${risk}`);
+      this.#hub.log('warn', `Listening ${risk}`);
     }
-    hub.draining = false;
-    hub.limits.maxConnections = Math.min(positive(this.#options, 'maxConnections',
-      DEFAULT_LIMITS.maxConnections), Math.max(8, openFilesLimit() - 64));
+    this.#hub.isDraining = false;
     this.#listener = await this.#bind(address);
     return this.#listener.address;
   }
 
   async #bind(address: Address): Promise<Listener> {
-    const { hub } = { hub: this.#hub };
-    const listen = address.scheme === 'tcp' ? listenTcp : (await loadTransport(address.scheme)).listen;
-    if (listen === undefined) {
-      throw new MicroError('BAD_ADDRESS', `Cannot listen on ${address.url}: it can only be dialled`);
-    }
     try {
-      return await listen(address, this.#options, (duplex, how) => hub.accept(duplex, how),
-        (error) => hub.log('error', `Cannot accept a connection: ${error.message}`));
+      const listen = address.scheme === 'tcp' ? listenTcp : (await loadTransport(address.scheme)).listen;
+      if (listen === undefined) throw new Error('it can only be dialled');
+      return await listen(address, this.#options, (duplex: Duplex, how?: ServeOptions) => this.#hub.accept(duplex, how),
+        (error) => this.#hub.log('error', `Cannot accept a connection: ${error.message}`));
     } catch (cause) {
       if (cause instanceof MicroError) throw cause;
       const isInUse = (cause as NodeJS.ErrnoException).code === 'EADDRINUSE';
-      const why = !isInUse ? textOf(cause)
-        : `${await findHolder(address)} holds it`;
-      throw new MicroError(isInUse ? 'PORT_IN_USE' : 'BAD_ADDRESS', `Cannot listen on ${address.url}: ${why}. ` +
-        `${isInUse ? 'Stop it' : 'Mend it'}, or give ${this.#key} another address`, { cause });
+      const why = isInUse ? `${await findHolder(address)} holds it. Stop it` : `${textOf(cause)}. Mend it`;
+      throw new MicroError(isInUse ? 'PORT_IN_USE' : 'BAD_ADDRESS',
+        `Cannot listen on ${address.url}: ${why}, or give ${this.#key} another address`, { cause });
     }
   }
 
@@ -239,12 +185,14 @@ export class MicroServer {
 }
 
 const watched = new Set<MicroServer>();
+const SIGNALS = ['SIGTERM', 'SIGINT'] as const;
+let isInterrupted = false;
 
 /**
- * Drains the server on SIGTERM and SIGINT, then ends the process with 0; a second SIGINT ends it at
- * once with 130. A library installs no handler by itself: call this in the program.
+ * Drains the server on SIGTERM and SIGINT, then ends the process with 0; a second SIGINT ends it at once with 130. A
+ * library installs no handler by itself: call this in the program.
  *
- * @returns Takes the handlers away again.
+ * @returns Takes it back.
  */
 export function stopOnSignals(server: MicroServer): () => void {
   if (watched.size === 0) for (const name of SIGNALS) process.on(name, onSignal);
@@ -255,28 +203,21 @@ export function stopOnSignals(server: MicroServer): () => void {
   };
 }
 
-const SIGNALS = ['SIGTERM', 'SIGINT'] as const;
-let interrupted = false;
-
-function onSignal(name: NodeJS.Signals): void {
-  if (name === 'SIGINT' && interrupted) process.exit(130);
-  if (interrupted) return;
-  interrupted = true;
-  void Promise.allSettled([...watched].map((server) => server.stop())).then((ends) => {
-    const failed = ends.find((end) => end.status === 'rejected');
-    if (failed !== undefined) logToStderr('error', textOf(failed.reason));
-    process.exit(failed === undefined ? 0 : 1);
-  });
+async function onSignal(name: NodeJS.Signals): Promise<void> {
+  if (isInterrupted) return name === 'SIGINT' ? process.exit(130) : undefined;
+  isInterrupted = true;
+  const ends = await Promise.allSettled([...watched].map((server) => server.stop()));
+  for (const end of ends) if (end.status === 'rejected') logToStderr('error', textOf(end.reason));
+  process.exit(ends.every((end) => end.status === 'fulfilled') ? 0 : 1);
 }
 
-// ------------------------------------------------------------------------ What connections share
+// ----------------------------------------------------------------------------------------- What connections share
 
-/** How long a refused peer, and one at the end of a drain, may take to close its side. */
+/** How long a refused peer may take to close its side, and one whose server stops. */
 const LINGER_MS = { refused: 1_000, drained: 150 };
-/** A refusal waits this long for the first bytes that tell its dialect; so many wait at a time. */
-const REFUSAL_WAIT_MS = 1_000;
-const MAX_REFUSALS_WAITING = 32;
-/** Held requests and undelivered output of one connection past which it is not read. */
+/** A refusal waits so long for the bytes that tell its dialect, and so many do at a time. */
+const REFUSAL_WAIT = { ms: 1_000, connections: 32 };
+/** Requests of a connection that wait undispatched. */
 const MAX_HELD = { messages: 4096, bytes: 1024 * 1024 };
 /** How far a stream may be ahead of its reader. */
 const WINDOW = { parts: 256, bytes: 1024 * 1024 };
@@ -287,133 +228,114 @@ class Hub {
   readonly limits: Limits;
   readonly dialects: readonly Dialect[];
   readonly log: Log;
-  readonly alarm = new Alarm((now) => this.#walk(now));
+  readonly stopServer: () => void;
+  readonly alarm = new Alarm((at) => Math.min(Infinity, ...[...this.connections].map((one) => one.look(at))));
   readonly connections = new Set<Connection>();
   readonly latency = new Latency();
-  readonly replies: Map<string, unknown> | undefined;
-  readonly dedupe: number;
-  readonly stopServer: () => void;
-  readonly #digest: Buffer | undefined;
-  readonly #limitsMet: Partial<Record<keyof Limits, number>> = {};
-  draining = false;
-  requests = 0;
-  errors = 0;
-  bytesIn = 0;
-  bytesOut = 0;
-  refusing = 0;
-  lastId = 0;
-  #emptied = (): void => {};
+  readonly replies = new Map<string, unknown>(); // by message id
+  readonly maxReplies: number;
+  readonly streams = new WeakSet<object>(); // that were read: a second reader would get their rest
+  readonly counts = { requests: 0, errors: 0, bytesIn: 0, bytesOut: 0, clients: 0, refusing: 0 };
+  readonly #met: Stats['limits'] = {};
+  readonly #token: Buffer | undefined;
+  isDraining = false;
+  #onEmpty = (): void => {};
 
-  constructor(service: Service, limits: Limits, options: ServerOptions, stopServer: () => void) {
+  constructor(service: Service, options: ServerOptions, stopServer: () => void) {
+    this.limits = { ...DEFAULT_LIMITS };
+    for (const name of Object.keys(this.limits) as (keyof Limits)[]) {
+      this.limits[name] = positive(options, name, DEFAULT_LIMITS[name]);
+    }
+    this.limits.maxConnections = Math.min(this.limits.maxConnections, Math.max(8, openFilesLimit() - 64));
     this.service = service;
-    this.limits = limits;
     this.log = options.log ?? logToStderr;
-    this.dialects = [...options.dialects ?? service.dialects ?? [], frames()];
-    this.dedupe = options.dedupe ?? 0;
-    if (this.dedupe > 0) this.replies = new Map();
-    if (options.token !== undefined) this.#digest = digest(options.token);
+    this.dialects = [...options.dialects ?? service.dialects ?? [], frames(), lines()];
+    this.maxReplies = options.dedupe ?? 0;
+    this.#token = options.token === undefined ? undefined : digest(options.token);
     this.stopServer = stopServer;
   }
 
-  get wantsToken(): boolean {
-    return this.#digest !== undefined;
-  }
-
-  /** Digests are of one length, so that the time tells nothing of the secret. */
+  /** Digests are of one length, so that the time taken tells nothing. Without a token, everything is right. */
   isToken(secret: string | undefined): boolean {
-    return this.#digest === undefined || timingSafeEqual(digest(secret ?? ''), this.#digest);
+    return this.#token === undefined || (secret !== undefined && timingSafeEqual(digest(secret), this.#token));
   }
 
   met(limit: keyof Limits): void {
-    this.#limitsMet[limit] = (this.#limitsMet[limit] ?? 0) + 1;
+    this.#met[limit] = (this.#met[limit] ?? 0) + 1;
   }
 
   accept(duplex: Duplex, how: ServeOptions = {}): void {
-    const isFull = this.connections.size - this.refusing >= this.limits.maxConnections;
+    const isFull = this.connections.size - this.counts.refusing >= this.limits.maxConnections;
     if (isFull) this.met('maxConnections');
     new Connection(this, duplex, how, isFull ? new MicroError('SERVER_BUSY',
       `Cannot serve more than ${this.limits.maxConnections} connections`, { retryAfterMs: 200 }) : undefined);
   }
 
   async drain(graceMs: number): Promise<void> {
-    this.draining = true;
-    const empty = new Promise<void>((resolve) => { this.#emptied = resolve; });
+    this.isDraining = true;
+    const isEmpty = new Promise<void>((resolve) => { this.#onEmpty = resolve; });
     for (const connection of this.connections) connection.drain();
-    const timer = setTimeout(() => {
-      for (const connection of this.connections) connection.cutOff();
-    }, graceMs);
-    if (this.connections.size > 0) await empty;
+    const timer = setTimeout(() => { for (const connection of this.connections) connection.cutOff(); }, graceMs);
+    if (this.connections.size > 0) await isEmpty;
     clearTimeout(timer);
     this.alarm.stop();
   }
 
   removed(connection: Connection): void {
     this.connections.delete(connection);
-    if (this.connections.size === 0) this.#emptied();
+    if (this.connections.size === 0) this.#onEmpty();
   }
 
   /** Calls what the service gave; whatever it does, the server goes on. */
   fenced(what: string, task: () => unknown): void {
-    try {
-      const done = task();
-      if (done instanceof Promise) done.catch((error) => this.log('error', `${what}: ${textOf(error)}`));
-    } catch (error) {
-      this.log('error', `${what}: ${textOf(error)}`);
-    }
+    const onError = (error: unknown) => this.log('error', `The service's ${what} failed: ${textOf(error)}`);
+    try { Promise.resolve(task()).catch(onError); } catch (error) { onError(error); }
   }
 
   stats(): Stats {
-    let inFlight = 0;
-    for (const connection of this.connections) inFlight += connection.inFlight;
-    return {
-      requests: this.requests, errors: this.errors, connections: this.connections.size, inFlight,
-      bytes: { in: this.bytesIn, out: this.bytesOut }, latencyMs: this.latency.summary(),
-      limits: { ...this.#limitsMet },
-    };
-  }
-
-  #walk(now: number): number {
-    let next = Infinity;
-    for (const connection of this.connections) next = Math.min(next, connection.look(now));
-    return next;
+    const { requests, errors, bytesIn, bytesOut } = this.counts;
+    const inFlight = [...this.connections].reduce((sum, connection) => sum + connection.inFlight, 0);
+    return { requests, errors, connections: this.connections.size, inFlight, bytes: { in: bytesIn, out: bytesOut },
+      latencyMs: this.latency.summary(), limits: { ...this.#met } };
   }
 }
 
-/** How long replies took: counts by a quarter of each power of two of microseconds. */
+/** How long replies took, counted by quarters of each power of two of microseconds. */
 class Latency {
-  readonly #counts = new Uint32Array(128);
+  readonly #counts = new Array<number>(128).fill(0);
   #count = 0;
   #sumMs = 0;
   #maxMs = 0;
 
   record(ms: number, times: number): void {
-    const bucket = Math.min(127, Math.max(0, Math.floor(4 * Math.log2(ms * 1000 + 1))));
-    this.#counts[bucket]! += times;
+    const bucket = Math.min(127, Math.floor(4 * Math.log2(ms * 1000 + 1)));
+    this.#counts[bucket] = (this.#counts[bucket] ?? 0) + times;
     this.#count += times;
     this.#sumMs += ms * times;
-    if (ms > this.#maxMs) this.#maxMs = ms;
+    this.#maxMs = Math.max(this.#maxMs, ms);
   }
 
   summary(): Stats['latencyMs'] {
     const at = (share: number): number => {
       let left = this.#count * share;
       const bucket = this.#counts.findIndex((count) => (left -= count) <= 0);
-      return this.#count === 0 ? 0 : Math.min(this.#maxMs, (2 ** ((bucket + 1) / 4) - 1) / 1000);
+      return Math.min(this.#maxMs, (2 ** ((bucket + 1) / 4) - 1) / 1000);
     };
-    return { count: this.#count, mean: this.#count === 0 ? 0 : this.#sumMs / this.#count,
-      p50: at(0.5), p99: at(0.99), max: this.#maxMs };
+    return { count: this.#count, mean: this.#sumMs / (this.#count || 1), p50: at(0.5), p99: at(0.99), max: this.#maxMs };
   }
 }
 
-// --------------------------------------------------------------------------------- One connection
+// ------------------------------------------------------------------------------------------------- One connection
+
+type Answer = readonly [kind: Kind, body: string | readonly Body[] | MicroError];
+interface Held extends Message { answer?: Answer } // where it is known already: an error, a command's reply
 
 /**
- * `open` answers what comes; `ending` answers what it has, takes no more and closes; `lingering` has
- * sent its FIN and drops what it reads until the peer's; `closed` is gone.
+ * `open` answers what comes; `ending` answers what it has, then closes; `lingering` has sent its FIN and drops what it
+ * reads until the peer's; `closed` is gone.
  */
 type State = 'open' | 'ending' | 'lingering' | 'closed';
 
-/** From first byte to last: told by the bytes, requests dispatched, replies put in order, limits kept. */
 class Connection implements Sink {
   readonly hub: Hub;
   readonly #duplex: Duplex;
@@ -424,25 +346,25 @@ class Connection implements Sink {
   #head: Buffer | undefined; // first bytes that may still become one dialect or another
   #codec: Codec | undefined;
   #dialect: Dialect | undefined;
-  #authorized: boolean;
+  #isAuthorized: boolean;
   #client: ClientRecord | undefined;
   #forwarded: Map<string, ClientRecord> | undefined; // clients of the router at the other end
   #timeoutMs = Infinity; // of a request that names none
   #requests: Map<Tag, Request> | undefined; // in the callback
-  #order: Request[] | undefined; // of an ordered dialect: those whose turn has not come
-  #held: Message[] | undefined; // not dispatched yet
+  #order: Request[] | undefined; // of an ordered dialect: those whose turn to be answered has not come
+  #held: Held[] | undefined; // not dispatched yet, from #heldFrom on
   #heldFrom = 0;
   #heldBytes = 0;
   #turn = 0; // messages that may still be handled in this tick
-  #pumping = false;
-  #paused = false;
+  #isPumping = false;
+  #isPaused = false;
   #errors = 0;
   #bytesIn = 0;
-  #now = performance.now(); // of the last chunk
-  #partialSince = 0;
-  #partialBytes = 0;
+  #isMet = false; // the service was told of the client
+  #now = now(); // of the last chunk
+  #partial = { since: 0, bytes: 0 };
   #lingerUntil = Infinity;
-  #handled = 0; // messages since the chunk began
+  #handled = 0; // messages answered at once, since the chunk began
 
   constructor(hub: Hub, duplex: Duplex, how: ServeOptions, refusal?: MicroError) {
     this.hub = hub;
@@ -450,125 +372,103 @@ class Connection implements Sink {
     this.#outbox = new Outbox(duplex);
     this.#how = how;
     this.#refusal = refusal;
-    this.#authorized = !hub.wantsToken || how.side === 'dialled';
+    this.#isAuthorized = how.side === 'dialled' || hub.isToken(undefined);
     hub.connections.add(this);
     duplex.on('data', (chunk: Buffer) => this.#receive(chunk));
     duplex.on('end', () => this.#ended());
     duplex.on('drain', () => this.#drained());
-    duplex.on('error', () => this.#lost());
+    duplex.on('error', () => this.#abortAll('the connection was lost'));
     duplex.on('close', () => this.#closed());
     if (how.dialect !== undefined) this.#open(how.dialect);
     if (refusal === undefined) return;
-    if (++hub.refusing > MAX_REFUSALS_WAITING) this.close(refusal);
-    else hub.alarm.at(this.#now + REFUSAL_WAIT_MS);
+    if (++hub.counts.refusing > REFUSAL_WAIT.connections) this.close(refusal);
+    else hub.alarm.at(this.#now + REFUSAL_WAIT.ms);
   }
 
   get inFlight(): number {
     return this.#requests?.size ?? 0;
   }
 
-  get client(): ClientRecord {
-    return this.#client ??= new ClientRecord(`${++this.hub.lastId}`, this.#duplex, this.#dialect?.name ?? '');
-  }
-
   // Bytes in.
 
   #receive(chunk: Buffer): void {
     if (this.#state === 'lingering' || this.#state === 'closed') return;
-    this.#now = performance.now();
-    this.hub.bytesIn += chunk.length;
-    if (this.#bytesIn === 0) this.#greet();
+    const { hub } = this;
+    this.#now = now();
+    hub.counts.bytesIn += chunk.length;
     this.#bytesIn += chunk.length;
-    if (!this.#authorized && this.#bytesIn > this.hub.limits.maxUnauthorizedBytes) {
-      this.hub.met('maxUnauthorizedBytes');
-      return this.close(new MicroError('MESSAGE_TOO_LARGE', `Cannot read over ` +
-        `${this.hub.limits.maxUnauthorizedBytes} bytes before the token. Send it first`));
+    if (!this.#isAuthorized && this.#bytesIn > hub.limits.maxUnauthorizedBytes) {
+      hub.met('maxUnauthorizedBytes');
+      return this.close(new MicroError('MESSAGE_TOO_LARGE',
+        `Cannot read over ${hub.limits.maxUnauthorizedBytes} bytes before the token. Send it first`));
     }
     const bytes = this.#codec === undefined ? this.#sniff(chunk, false) : chunk;
     if (bytes === undefined) return;
-    if (this.#held === undefined) this.#turn = this.hub.limits.maxLinesPerTick;
+    if (!this.#isMet && this.#refusal === undefined) {
+      this.#isMet = true;
+      if (hub.service.connected !== undefined) hub.fenced('connected', () => hub.service.connected?.(this.client()));
+    }
+    if (this.#held === undefined) this.#turn = hub.limits.maxLinesPerTick;
     this.#codec?.receive(bytes, this);
-    if (this.#handled > 0) {
-      this.hub.latency.record(performance.now() - this.#now, this.#handled);
-    }
+    this.#recordHandled();
     this.#watchPartial(this.#codec?.heldBytes ?? 0);
-    this.#handled = 0;
     this.#throttle();
-  }
-
-  #greet(): void {
-    const { connected } = this.hub.service;
-    if (connected !== undefined && this.#refusal === undefined) {
-      this.hub.fenced('connected', () => connected.call(this.hub.service, this.client));
-    }
   }
 
   /** Tells the dialect by the first bytes; gives them back once it is known. */
   #sniff(chunk: Buffer, isAll: boolean): Buffer | undefined {
     const head = this.#head === undefined ? chunk : Buffer.concat([this.#head, chunk]);
-    let found: Dialect | undefined;
-    let isOpen = false;
-    for (const dialect of this.hub.dialects) {
-      const answer = dialect.matches(head);
-      if (answer === 'more' && !isAll) isOpen = true;
-      if (answer !== 'yes') continue;
-      found = dialect;
-      break;
-    }
-    if (isOpen) {
-      this.#head = Buffer.from(head); // the chunk may be the reader's own buffer
+    const answers = this.hub.dialects.map((dialect) => dialect.matches(head));
+    if (!isAll && answers.includes('more')) {
+      this.#head = Buffer.from(head); // the chunk may be its reader's own buffer
       this.#watchPartial(head.length);
       return undefined;
     }
     this.#head = undefined;
-    const first = head[0] ?? 0;
-    if (found === undefined && (first === 0xff || (first < 0x20 && !TEXT_CONTROLS.has(first)))) {
-      this.close(new MicroError('PROTOCOL_ERROR', first === 0x16
-        ? 'Cannot read TLS: this port speaks in the open. Dial it without TLS'
-        : `Cannot read what begins with byte 0x${first.toString(16).padStart(2, '0')}: expected text, ` +
-          `or ${this.hub.dialects.map(({ name }) => name).join(', ')}`));
-      return undefined;
+    const dialect = this.hub.dialects[answers.indexOf('yes')];
+    if (dialect !== undefined) this.#open(dialect);
+    else {
+      const [first = 0, second] = head;
+      const what = first === 0x16 && second === 3 ? 'TLS' : `what begins with byte 0x${first.toString(16).padStart(2, '0')}`;
+      this.close(new MicroError('PROTOCOL_ERROR', `Cannot read ${what}: expected one of ` +
+        `${this.hub.dialects.map(({ name }) => name).join(', ')}, in the open`));
     }
-    this.#open(found ?? lines());
-    return head;
+    return dialect && head;
   }
 
   #open(dialect: Dialect): void {
-    const { limits, dedupe } = this.hub;
+    const { limits: { maxMessageBytes }, maxReplies } = this.hub;
     const { side = 'accepted', hello } = this.#how;
     this.#dialect = dialect;
-    this.#codec = dialect.open({ side, role: 'server', maxMessageBytes: limits.maxMessageBytes,
-      hello: { max: String(limits.maxMessageBytes), ...(dedupe > 0 && { dedupe: String(dedupe) }), ...hello } });
     if (dialect.ordered) this.#order = [];
+    this.#codec = dialect.open({ side, role: 'server', maxMessageBytes,
+      hello: { max: String(maxMessageBytes), ...(maxReplies > 0 && { dedupe: String(maxReplies) }), ...hello } });
     this.#codec.start?.(this);
   }
 
   /** The peer's FIN: a half-close. What it asked is still answered. */
   #ended(): void {
     if (this.#state !== 'open') return;
-    if (this.#head !== undefined) {
-      const head = this.#sniff(EMPTY, true);
-      if (head !== undefined) this.#codec?.receive(head, this);
-    }
+    const head = this.#head && this.#sniff(EMPTY, true);
+    if (head !== undefined) this.#codec?.receive(head, this);
     this.#codec?.end?.(this);
-    const isAlive = this.inFlight > 0 ? this.#codec?.control?.('ping', 0) : undefined;
-    if (isAlive !== undefined) this.write(isAlive); // a reset comes back where nobody is left
+    const ping = this.inFlight > 0 ? this.#codec?.control?.('ping', 0) : undefined;
+    if (ping !== undefined) this.write(ping); // a reset comes back where nobody is left
     this.#finish();
   }
 
   // What the codec tells.
 
   hello(fields: Readonly<Record<string, string>>): void {
-    if (!this.#admit(fields['token'])) return;
+    if (!this.#admits(fields['token'])) return;
     const ms = Number(fields['timeout']);
     if (ms > 0) this.#timeoutMs = ms;
   }
 
-  message(message: Message): void {
-    if ((this.#state !== 'open' && this.#state !== 'ending') || !this.#admit()) return;
+  message(message: Held): void {
+    if ((this.#state !== 'open' && this.#state !== 'ending') || !this.#admits()) return;
     if (this.#held === undefined && this.#turn > 0 && !this.#isFull()) return this.#dispatch(message);
-    this.#held ??= [];
-    this.#held.push(message);
+    (this.#held ??= []).push(message);
     this.#heldBytes += message.text.length;
     this.#pumpSoon();
   }
@@ -577,91 +477,91 @@ class Connection implements Sink {
     this.error('PROTOCOL_ERROR', 'Cannot take a reply: this side asks nothing');
   }
 
-  control(word: Control, argument: number | string, count: number): void {
-    if (word === 'cancel') this.#cancel(argument as number);
-    else if (word === 'credit') this.#requests?.get(argument as number)?.credit(count);
+  control(word: Control, argument: Tag | string, count: number): void {
+    if (word === 'cancel') this.#cancel(argument as Tag);
+    else if (word === 'credit') this.#requests?.get(argument as Tag)?.credit(count);
     else if (word === 'gone') this.#gone(argument as string);
     else if (word === 'goodbye') this.#abortAll('the client said goodbye');
   }
 
   command(line: string, tag: Tag): void {
     const [name = '', ...words] = line.slice(1).split(' ');
-    if (name === 'token' && this.hub.wantsToken && this.#refusal === undefined) {
-      if (this.#admit(words.join(' '))) this.#say(tag, 'ok');
-      return;
+    const isToken = name === 'token' && this.#refusal === undefined;
+    if (!this.#admits(isToken ? words.join(' ') : undefined)) return;
+    const reply = isToken ? 'ok' : Object.hasOwn(COMMANDS, name) ? COMMANDS[name]?.(this.hub) : undefined;
+    if (reply !== undefined) this.message({ tag, text: '', answer: ['reply', reply] });
+    else {
+      this.error('BAD_MESSAGE', `Cannot run ${quoted(line.slice(0, 40))}: expected ` +
+        `${Object.keys(COMMANDS).map((word) => `$${word}`).join(', ')}, or $$ for a text that begins with $`, tag);
     }
-    if (!this.#admit()) return;
-    const reply = Object.hasOwn(COMMANDS, name) ? COMMANDS[name]?.(this.hub) : undefined;
-    if (reply !== undefined) this.#say(tag, reply);
-    else this.error('BAD_MESSAGE', `Cannot run ${quoted(line.slice(0, 40))}: expected one of ` +
-      `${Object.keys(COMMANDS).map((word) => `$${word}`).join(' ')}, or $$ before a text with $`, tag);
   }
 
   error(code: ErrorCode, text: string, tag?: Tag): void {
-    if (this.#state === 'lingering' || this.#state === 'closed') return;
-    this.hub.errors++;
+    if (this.#state === 'lingering' || this.#state === 'closed' || !this.#admits()) return;
+    const { hub } = this;
+    if (code === 'MESSAGE_TOO_LARGE') hub.met('maxMessageBytes');
     const error = new MicroError(code, text);
-    if (code === 'MESSAGE_TOO_LARGE') this.hub.met('maxMessageBytes');
-    if (!this.#authorized || ++this.#errors > this.hub.limits.maxProtocolErrors) {
-      if (this.#authorized) this.hub.met('maxProtocolErrors');
-      return this.close(this.#authorized ? new MicroError('PROTOCOL_ERROR',
-        `Cannot go on after ${this.hub.limits.maxProtocolErrors} errors: ${text}`) : error);
+    if (++this.#errors > hub.limits.maxProtocolErrors) {
+      hub.met('maxProtocolErrors');
+      return this.close(new MicroError('PROTOCOL_ERROR', `Cannot go on after ${hub.limits.maxProtocolErrors} errors: ${text}`));
     }
-    if (tag === undefined || this.#requests?.has(tag)) return this.#encode('notice', error);
-    this.#inTurn(new Request(this, { tag, text: '' }, 0), 'error', error);
+    hub.counts.errors++;
+    if (tag === undefined || this.#requests?.has(tag)) this.#encode('notice', error);
+    else this.message({ tag, text: '', answer: ['error', error] });
   }
 
   write(bytes: Body): void {
     this.#outbox.push(bytes);
   }
 
-  /** Refuses lingeringly: what the peer still sends is read and dropped, so that it reads ours. */
+  /** Refuses lingeringly: what the peer still sends is read and dropped, so that it can read why. */
   close(last?: MicroError | Body): void {
     if (this.#state === 'lingering' || this.#state === 'closed') return;
-    if (last instanceof MicroError) {
-      this.hub.errors++;
-      this.write((this.#codec ?? lines().open(LINES)).encode('goodbye', last));
-    } else if (last !== undefined) this.write(last);
+    if (last instanceof MicroError) this.hub.counts.errors++;
     this.#abortAll('the connection was refused');
+    if (last !== undefined) {
+      this.write(last instanceof MicroError ? (this.#codec ?? new PlainCodec(1)).encode('goodbye', last) : last);
+    }
     this.#linger(LINGER_MS.refused);
   }
 
   /** Whether the peer may ask at all. If not, it is told and the connection ends. */
-  #admit(token?: string): boolean {
+  #admits(token?: string): boolean {
     if (this.#refusal !== undefined) this.close(this.#refusal);
-    else if (!this.#authorized && token !== undefined && this.hub.isToken(token)) this.#authorized = true;
-    else if (!this.#authorized) {
+    else if (!this.#isAuthorized && token !== undefined && this.hub.isToken(token)) this.#isAuthorized = true;
+    else if (!this.#isAuthorized) {
       this.close(new MicroError('UNAUTHORIZED', token === undefined
         ? 'Cannot serve without a token. Send `$token SECRET` first, or set the client\'s option'
         : 'Cannot serve with this token. Ask who runs the server for the right one'));
     }
-    return this.#authorized && this.#refusal === undefined;
+    return this.#isAuthorized && this.#refusal === undefined;
   }
 
   // Requests.
 
   #isFull(): boolean {
-    return this.inFlight >= this.hub.limits.maxInFlight ||
-      this.#duplex.writableLength > this.hub.limits.maxOutputBytes / 4;
+    const { maxInFlight, maxOutputBytes } = this.hub.limits;
+    return this.inFlight >= maxInFlight || (this.#order?.length ?? 0) >= maxInFlight ||
+      this.#duplex.writableLength > maxOutputBytes / 4;
   }
 
-  #dispatch(message: Message): void {
+  #dispatch(message: Held): void {
     this.#turn--;
     const { hub } = this;
-    if (hub.draining) {
-      return this.#inTurn(new Request(this, message, 0), 'error', new MicroError('SERVER_BUSY',
-        'Cannot take it: the server stops'));
+    if (message.answer !== undefined) return this.#answer(new Request(this, message, 0), ...message.answer);
+    if (hub.isDraining) {
+      return this.#answer(new Request(this, message, 0), 'error', new MicroError('SERVER_BUSY', 'Cannot take it: the server stops'));
     }
     if (this.#requests?.has(message.tag)) {
       return this.error('PROTOCOL_ERROR', `Cannot take slot ${String(message.tag)} twice`, message.tag);
     }
-    hub.requests++;
+    hub.counts.requests++;
     const limitMs = Math.min(message.timeoutMs ?? this.#timeoutMs, hub.limits.callbackTimeoutMs);
     const request = new Request(this, message, limitMs);
     let value: unknown;
     try {
-      value = message.id === undefined || hub.replies === undefined
-        ? hub.service.callback(message.text, request) : this.#once(message.id, hub.replies, request);
+      value = message.id === undefined || hub.maxReplies === 0 ? hub.service.callback(message.text, request)
+        : this.#once(message.id, request);
     } catch (error) {
       return this.#failed(request, error);
     }
@@ -673,33 +573,34 @@ class Connection implements Sink {
     hub.alarm.at(request.dueAt);
     (this.#requests ??= new Map()).set(message.tag, request);
     this.#order?.push(request);
-    void this.#answer(request, value);
+    void this.#settle(request, value);
   }
 
   /** The same id gets the same reply, and runs once. */
-  #once(id: string, replies: Map<string, unknown>, request: Request): unknown {
+  #once(id: string, request: Request): unknown {
+    const { replies, maxReplies, service } = this.hub;
     if (replies.has(id)) return replies.get(id);
-    const value = this.hub.service.callback(request.message.text, request);
+    let value: unknown;
+    try { value = service.callback(request.message.text, request); } catch (error) { value = Promise.reject(error); }
     replies.set(id, value);
-    if (replies.size > this.hub.dedupe) replies.delete(replies.keys().next().value as string);
+    if (replies.size > maxReplies) replies.delete(replies.keys().next().value as string);
     return value;
   }
 
-  async #answer(request: Request, promised: unknown): Promise<void> {
+  async #settle(request: Request, promised: unknown): Promise<void> {
     try {
       const value = (await promised) as Value | undefined;
-      if (request.isSettled) return;
-      if (typeof value === 'string') this.#reply(request, value);
-      else if (value === null) this.#reply(request, '');
-      else if (typeof value === 'object' && Symbol.asyncIterator in value) {
-        await this.#stream(request, value[Symbol.asyncIterator]());
-      } else if (typeof value === 'object' && 'parts' in value && Array.isArray(value.parts)) {
-        if (this.#dialect?.multipart !== true) throw new Error('its reply has parts, which this dialect has not');
-        this.#inTurn(request, 'reply', value.parts as readonly Body[]);
-      } else {
-        throw new Error(`the service answered with ${value === undefined ? 'nothing' : `a ${typeof value}`}, ` +
-          'expected a string');
+      if (typeof value === 'string' || value === null) return this.#reply(request, value ?? '');
+      if (typeof value === 'object' && Symbol.asyncIterator in value) {
+        if (this.hub.streams.has(value)) throw new Error('its reply was a stream, which is not kept for a second ask');
+        this.hub.streams.add(value);
+        return await this.#stream(request, value[Symbol.asyncIterator]());
       }
+      if (typeof value !== 'object' || !Array.isArray(value.parts)) {
+        throw new Error(`it answered with ${value === undefined ? 'nothing' : typeof value}, expected a string`);
+      }
+      if (this.#dialect?.multipart !== true) throw new Error('it answered in parts, which this dialect has not');
+      this.#answer(request, 'reply', value.parts as readonly Body[]);
     } catch (error) {
       this.#failed(request, error);
     }
@@ -707,105 +608,91 @@ class Connection implements Sink {
 
   #reply(request: Request, text: string): void {
     const { maxMessageBytes } = this.hub.limits;
-    if (!wellFormed(text)) {
-      this.#failed(request, new Error('the reply has half a surrogate pair, which UTF-8 can\'t carry'));
-    } else if (exceeds(text, maxMessageBytes)) {
-      this.hub.met('maxMessageBytes');
-      this.#failed(request, new MicroError('MESSAGE_TOO_LARGE', `Cannot send a reply of over ` +
-        `${maxMessageBytes} bytes. Page it, stream it, or raise maxMessageBytes`, { outcome: 'failed' }));
-    } else this.#inTurn(request, 'reply', text);
+    if (!isWellFormed(text)) return this.#failed(request, new Error('its reply has half a surrogate pair'));
+    if (!exceeds(text, maxMessageBytes)) return this.#answer(request, 'reply', text);
+    this.hub.met('maxMessageBytes');
+    this.#failed(request, new MicroError('MESSAGE_TOO_LARGE', `Cannot send a reply of over ${maxMessageBytes} bytes. ` +
+      'Page it, stream it, or raise maxMessageBytes', { outcome: 'failed' }));
   }
 
   #failed(request: Request, error: unknown): void {
     if (request.isSettled) return;
-    this.hub.errors++;
-    this.#inTurn(request, 'error', error instanceof MicroError ? error
-      : new MicroError('CALLBACK_FAILED', textOf(error).slice(0, 4096) || 'the service failed', { cause: error }));
+    this.hub.counts.errors++;
+    this.#answer(request, 'error', error instanceof MicroError ? error
+      : new MicroError('CALLBACK_FAILED', textOf(error) || 'the service failed', { cause: error }));
   }
 
-  /** Parts as the reader takes them: by credit where the dialect has it, else as the socket drains. */
-  async #stream(request: Request, iterator: AsyncIterator<string>): Promise<void> {
+  /** Parts as the reader takes them: by its credit where the dialect has that, else as the socket drains. */
+  async #stream(request: Request, iterator: AsyncIterator<unknown>): Promise<void> {
     request.iterator = iterator;
+    request.ahead = [];
     for (;;) {
-      request.dueAt = Infinity; // the reader's time is not the callback's
-      while (!request.isSettled && !this.#hasRoom(request)) await request.woken();
-      if (request.isSettled) return;
-      request.dueAt = performance.now() + request.limitMs;
+      request.dueAt = Infinity; // the reader's time is not the service's
+      while (!request.isSettled && !this.#hasRoom(request)) await new Promise<void>((wake) => { request.wake = wake; });
+      if (request.isSettled) return iterator.return?.() && undefined;
+      request.dueAt = now() + request.limitMs;
       this.hub.alarm.at(request.dueAt);
       const { done, value } = await iterator.next();
       if (request.isSettled) return;
       if (done === true) break;
-      if (typeof value !== 'string' || !wellFormed(value)) throw new Error('a part is no proper string');
-      if (exceeds(value, this.hub.limits.maxMessageBytes)) throw new Error('a part is over maxMessageBytes');
-      request.sent(value);
+      const isFit = typeof value === 'string' && isWellFormed(value) && !exceeds(value, this.hub.limits.maxMessageBytes);
+      if (!isFit) throw new Error('a part of its stream is no string, or too long');
+      request.ahead.push(value.length);
+      request.aheadBytes += value.length;
       this.#encode('part', value, request.message.tag);
     }
     request.iterator = undefined;
-    this.#inTurn(request, 'end', '');
+    this.#answer(request, 'end', '');
   }
 
-  #hasRoom(request: Request): boolean {
-    const isTurn = this.#order === undefined || this.#order[0] === request;
-    return isTurn && this.#duplex.writableLength < WINDOW.bytes && (this.#order !== undefined ||
-      (request.aheadParts < WINDOW.parts && request.aheadBytes < WINDOW.bytes));
+  #hasRoom({ ahead, aheadBytes, message }: Request): boolean {
+    if (this.#duplex.writableLength >= WINDOW.bytes) return false;
+    if (this.#order !== undefined) return this.#order[0]?.message === message;
+    return ahead.length < WINDOW.parts && aheadBytes < WINDOW.bytes;
   }
 
-  /** Settles a request, once. Where the dialect is ordered, its bytes wait for their turn. */
-  #inTurn(request: Request, kind: Kind, body: string | readonly Body[] | MicroError): void {
+  /** Answers a request, once. Where the dialect is ordered, the bytes wait for their turn. */
+  #answer(request: Request, ...answer: Answer): void {
     if (request.isSettled) return;
     const { tag, oneWay } = request.message;
-    const isPending = this.#requests?.delete(tag) === true;
+    const wasPending = this.#requests?.delete(tag) === true;
     request.settle();
-    if (isPending) this.hub.latency.record(performance.now() - request.since, 1);
+    if (wasPending) this.hub.latency.record(now() - request.since, 1);
     const order = this.#order;
-    if (oneWay !== true) {
-      if (order === undefined || order.length === 0) this.#encode(kind, body, tag);
-      else {
-        if (!isPending) order.push(request);
-        request.last = [kind, body];
-        while (order[0]?.last !== undefined) {
-          const { last, message } = order.shift() as Request;
-          this.#encode(...(last as [Kind, string]), message.tag);
-        }
-        order[0]?.wake();
+    if (order === undefined || (order.length === 0 && !wasPending)) {
+      if (oneWay !== true) this.#encode(...answer, tag);
+    } else {
+      if (!wasPending) order.push(request);
+      request.answer = answer;
+      for (let [first] = order; first?.answer !== undefined; [first] = order) {
+        if (first.message.oneWay !== true) this.#encode(...first.answer, first.message.tag);
+        order.shift();
       }
+      order[0]?.wake();
     }
-    if (request.then !== undefined) this.#delivered(request.then);
-    if (this.#held !== undefined) this.#pumpSoon();
+    if (request.next === 'stopServer') this.hub.stopServer();
+    if (request.next === 'close') this.#finish();
+    else if (this.#held !== undefined) this.#pumpSoon();
     else if (this.#state === 'ending') this.#finish();
   }
 
-  #say(tag: Tag, text: string): void {
-    this.#inTurn(new Request(this, { tag, text: '' }, 0), 'reply', text);
-  }
-
   #encode(kind: Kind, body: string | readonly Body[] | MicroError, tag?: Tag): void {
-    if (this.#duplex.writableLength > this.hub.limits.maxOutputBytes) { // one reply may be longer
+    if (this.#duplex.writableLength > this.hub.limits.maxOutputBytes) { // before it: one reply may be longer
       this.hub.met('maxOutputBytes');
       return void this.#duplex.destroy();
     }
     const bytes = this.#codec?.encode(kind, body, tag) ?? '';
-    this.hub.bytesOut += bytes.length;
+    this.hub.counts.bytesOut += bytes.length;
     this.#outbox.push(bytes);
   }
 
-  /** `close()` and `stopServer()` act once the reply has been handed over. */
-  #delivered(then: 'close' | 'stopServer'): void {
-    if (then === 'stopServer') this.hub.stopServer();
-    else this.#finish();
-  }
-
-  #cancel(tag: number): void {
+  #cancel(tag: Tag): void {
     const aborted = new MicroError('ABORTED', 'the caller gave up');
     const request = this.#requests?.get(tag);
-    if (request !== undefined) {
-      request.abort(aborted);
-      return this.#inTurn(request, 'error', aborted);
-    }
-    const index = this.#held?.findIndex((message, i) => i >= this.#heldFrom && message.tag === tag) ?? -1;
-    if (index < 0) return; // its reply is under way
-    const [message] = this.#held?.splice(index, 1) ?? [];
-    if (message !== undefined) this.#inTurn(new Request(this, message, 0), 'error', aborted);
+    request?.abort(aborted);
+    if (request !== undefined) return this.#answer(request, 'error', aborted);
+    const held = this.#held?.find((message, index) => index >= this.#heldFrom && message.tag === tag);
+    if (held !== undefined) held.answer ??= ['error', new MicroError('ABORTED', aborted.message, { outcome: 'refused' })];
   }
 
   #abortAll(why: string): void {
@@ -813,19 +700,17 @@ class Connection implements Sink {
       request.abort(new MicroError('CONNECTION_LOST', why));
       request.settle();
     }
-    this.#requests = undefined;
-    this.#held = undefined;
+    this.#requests = this.#held = undefined;
     if (this.#order !== undefined) this.#order = [];
   }
 
-  forwarded(id: string): ClientRecord {
-    const known = this.#forwarded ??= new Map<string, ClientRecord>();
-    let client = known.get(id);
-    if (client === undefined) {
-      client = new ClientRecord(`${this.client.id}/${id}`, undefined, this.#dialect?.name ?? '');
-      known.set(id, client);
-      if (known.size > MAX_HELD.messages) this.#gone(known.keys().next().value as string);
-    }
+  client(id?: string): ClientRecord {
+    const own = this.#client ??= new ClientRecord(`${++this.hub.counts.clients}`, this.#dialect?.name ?? '', this.#duplex);
+    if (id === undefined) return own;
+    const known = this.#forwarded ??= new Map();
+    const client = known.get(id) ?? new ClientRecord(`${own.id}/${id}`, own.dialect);
+    known.set(id, client);
+    if (known.size > MAX_HELD.messages) this.#gone(known.keys().next().value as string);
     return client;
   }
 
@@ -837,54 +722,53 @@ class Connection implements Sink {
   // Turns and room.
 
   #pumpSoon(): void {
-    if (this.#pumping) return;
-    this.#pumping = true;
+    if (this.#isPumping) return;
+    this.#isPumping = true;
     setImmediate(() => this.#pump());
   }
 
   /** Handles held messages, as many as are one connection's turn. */
   #pump(): void {
-    this.#pumping = false;
-    const held = this.#held;
-    if (held === undefined) return;
-    this.#now = performance.now();
+    this.#isPumping = false;
+    this.#now = now();
     this.#turn = this.hub.limits.maxLinesPerTick;
-    while (this.#heldFrom < held.length && this.#turn > 0 && !this.#isFull() && this.#held === held) {
-      const message = held[this.#heldFrom++] as Message;
+    while (this.#held !== undefined && this.#turn > 0 && !this.#isFull()) {
+      const message = this.#held[this.#heldFrom++] as Held;
       this.#heldBytes -= message.text.length;
+      if (this.#heldFrom === this.#held.length) {
+        this.#held = undefined;
+        this.#heldFrom = this.#heldBytes = 0;
+      }
       this.#dispatch(message);
     }
-    if (this.#handled > 0) this.hub.latency.record(performance.now() - this.#now, this.#handled);
-    this.#handled = 0;
-    if (this.#held !== held) return;
-    if (this.#heldFrom === held.length) {
-      this.#held = undefined;
-      this.#heldFrom = this.#heldBytes = 0;
-      if (this.#state === 'ending') this.#finish();
-    } else {
-      if (this.#heldFrom > 1024) this.#held = held.slice(this.#heldFrom), this.#heldFrom = 0;
-      if (!this.#isFull()) this.#pumpSoon();
-    }
+    this.#recordHandled();
+    if (this.#heldFrom > 1024) this.#held?.splice(0, this.#heldFrom), this.#heldFrom = 0;
+    if (this.#held !== undefined && !this.#isFull()) this.#pumpSoon();
+    else if (this.#held === undefined && this.#state === 'ending') this.#finish();
     this.#throttle();
+  }
+
+  #recordHandled(): void {
+    if (this.#handled > 0) this.hub.latency.record(now() - this.#now, this.#handled);
+    this.#handled = 0;
   }
 
   /** Stops reading where too much waits; goes on when it is less. */
   #throttle(): void {
-    const waiting = (this.#held?.length ?? 0) - this.#heldFrom;
-    const isFull = waiting > MAX_HELD.messages || this.#heldBytes > MAX_HELD.bytes ||
-      (waiting > 0 && this.#duplex.writableLength > this.hub.limits.maxOutputBytes / 4);
-    if (this.#duplex.writableNeedDrain) this.#watchOutput();
-    if (isFull === this.#paused) return;
-    this.#paused = isFull;
+    const isFull = this.#held !== undefined && (this.#held.length - this.#heldFrom > MAX_HELD.messages ||
+      this.#heldBytes > MAX_HELD.bytes || this.#duplex.writableLength > this.hub.limits.maxOutputBytes / 4);
+    if (this.#duplex.writableNeedDrain) this.#watchOutput(this.hub.limits.outputTimeoutMs);
+    if (isFull === this.#isPaused) return;
+    this.#isPaused = isFull;
     if (!isFull) return void this.#duplex.resume();
     this.hub.met('maxInFlight');
     this.#duplex.pause();
     this.hub.alarm.at(this.#now + PAUSED_PING_MS);
   }
 
-  /** A socket's own timer knows of bytes that the system took within one large write. */
-  #watchOutput(): void {
-    (this.#duplex as Partial<Socket>).setTimeout?.(this.hub.limits.outputTimeoutMs, this.#stalled);
+  /** A socket's own timer: it sees what the system takes of one large write. 0 ends it. */
+  #watchOutput(ms: number): void {
+    (this.#duplex as Partial<Socket>).setTimeout?.(ms, this.#stalled);
   }
 
   readonly #stalled = (): void => {
@@ -894,54 +778,52 @@ class Connection implements Sink {
   };
 
   #drained(): void {
-    (this.#duplex as Partial<Socket>).setTimeout?.(0, this.#stalled);
+    this.#watchOutput(0);
     for (const request of this.#requests?.values() ?? []) request.wake();
     if (this.#held !== undefined) this.#pumpSoon();
     this.#throttle();
   }
 
-  #watchPartial(heldBytes: number): void {
-    if (heldBytes === 0) this.#partialSince = 0;
-    else if (this.#partialSince === 0 || heldBytes < this.#partialBytes) {
-      this.#partialSince = this.#now;
+  #watchPartial(bytes: number): void {
+    if (bytes > 0 && (this.#partial.bytes === 0 || bytes < this.#partial.bytes)) {
+      this.#partial.since = this.#now;
       this.hub.alarm.at(this.#now + this.hub.limits.partialTimeoutMs);
     }
-    this.#partialBytes = heldBytes;
+    this.#partial.bytes = bytes;
   }
 
   /** Ends what is overdue; tells when to look again. */
-  look(now: number): number {
+  look(at: number): number {
     const { limits } = this.hub;
     let next = Infinity;
     for (const request of this.#requests?.values() ?? []) {
-      if (request.dueAt > now) next = Math.min(next, request.dueAt);
-      else {
-        const error = new MicroError('TIMEOUT', `Cannot answer within ${Math.round(request.limitMs)} ms: ` +
-          'the service still works on it', { outcome: 'maybe done' });
-        this.hub.met('callbackTimeoutMs');
-        request.abort(error);
-        this.#failed(request, error);
-      }
+      if (request.dueAt <= at) this.#timeOut(request, `Cannot answer within ${Math.round(request.limitMs)} ms`);
+      else next = Math.min(next, request.dueAt);
     }
-    if (this.#partialSince > 0) {
-      const seconds = (now - this.#partialSince) / 1000;
-      const due = this.#partialSince + Math.max(limits.partialTimeoutMs, this.#partialBytes / 1.024);
-      if (due > now) next = Math.min(next, due);
+    const { since, bytes } = this.#partial;
+    if (bytes > 0 && this.#state === 'open') {
+      const due = since + Math.max(limits.partialTimeoutMs, bytes / 1.024);
+      if (due > at) next = Math.min(next, due);
       else {
         this.hub.met('partialTimeoutMs');
-        this.close(new MicroError('TIMEOUT', `Cannot wait longer for the rest of a message: it has ` +
-          `${this.#partialBytes} bytes after ${Math.round(seconds)} s`, { outcome: 'refused' }));
+        this.close(new MicroError('TIMEOUT', `Cannot wait longer for the rest of a message: ${bytes} bytes came in ` +
+          `${Math.round(at - since)} ms`, { outcome: 'refused' }));
       }
     }
     if (this.#refusal !== undefined && this.#state === 'open') this.close(this.#refusal);
-    if (this.#lingerUntil <= now && this.#duplex.writableLength === 0) this.#duplex.destroy();
-    else next = Math.min(next, Math.max(this.#lingerUntil, now + 50));
-    if (this.#paused) {
-      const ping = this.#codec?.control?.('ping', 0);
-      if (ping !== undefined && !this.#duplex.writableNeedDrain) this.write(ping);
-      next = Math.min(next, now + PAUSED_PING_MS);
-    }
-    return next;
+    if (this.#lingerUntil <= at && this.#duplex.writableLength === 0) this.#duplex.destroy();
+    else next = Math.min(next, Math.max(this.#lingerUntil, at + 50));
+    if (!this.#isPaused) return next;
+    const ping = this.#duplex.writableNeedDrain ? undefined : this.#codec?.control?.('ping', 0);
+    if (ping !== undefined) this.write(ping); // for the peer's are not read
+    return Math.min(next, at + PAUSED_PING_MS);
+  }
+
+  #timeOut(request: Request, why: string): void {
+    const error = new MicroError('TIMEOUT', `${why}: the service still works on it`);
+    this.hub.met('callbackTimeoutMs');
+    request.abort(error);
+    this.#failed(request, error);
   }
 
   // The end.
@@ -950,23 +832,18 @@ class Connection implements Sink {
   #finish(): void {
     if (this.#state === 'lingering' || this.#state === 'closed') return;
     this.#state = 'ending';
-    if (this.inFlight > 0 || this.#held !== undefined || (this.#order?.length ?? 0) > 0) return;
-    this.#linger(LINGER_MS.drained);
+    if (this.inFlight === 0 && this.#held === undefined && !this.#order?.length) this.#linger(LINGER_MS.drained);
   }
 
   drain(): void {
-    const draining = this.#codec?.control?.('draining');
-    if (draining !== undefined && this.#state === 'open') this.write(draining);
+    const draining = this.#state === 'open' ? this.#codec?.control?.('draining') : undefined;
+    if (draining !== undefined) this.write(draining);
     this.#finish();
   }
 
   /** The end of a drain: what is still in flight is answered with an error. */
   cutOff(): void {
-    for (const request of this.#requests?.values() ?? []) {
-      const error = new MicroError('TIMEOUT', 'Cannot finish: the server stopped', { outcome: 'maybe done' });
-      request.abort(error);
-      this.#failed(request, error);
-    }
+    for (const request of this.#requests?.values() ?? []) this.#timeOut(request, 'Cannot finish before the server stops');
     this.#held = undefined;
     this.#linger(LINGER_MS.drained);
     setTimeout(() => this.#duplex.destroy(), 2 * LINGER_MS.drained);
@@ -975,48 +852,38 @@ class Connection implements Sink {
   #linger(ms: number): void {
     if (this.#state === 'lingering' || this.#state === 'closed') return;
     this.#state = 'lingering';
-    this.#partialSince = 0;
     this.#outbox.flush();
     this.#duplex.end();
-    this.#watchOutput();
+    this.#watchOutput(this.hub.limits.outputTimeoutMs);
     this.#duplex.resume();
-    this.#lingerUntil = performance.now() + ms;
+    this.#lingerUntil = now() + ms;
     this.hub.alarm.at(this.#lingerUntil);
   }
 
-  #lost(): void {
-    this.#abortAll('the connection was lost');
-  }
-
   #closed(): void {
-    if (this.#state === 'closed') return;
     this.#state = 'closed';
-    this.#lost();
-    if (this.#refusal !== undefined) this.hub.refusing--;
-    for (const client of this.#forwarded?.values() ?? []) client.leave();
+    const { hub } = this;
+    this.#abortAll('the connection was lost');
+    if (this.#refusal !== undefined) hub.counts.refusing--;
+    for (const id of this.#forwarded?.keys() ?? []) this.#gone(id);
     this.#client?.leave();
-    const { disconnected } = this.hub.service;
-    if (disconnected !== undefined && this.#bytesIn > 0 && this.#refusal === undefined) {
-      this.hub.fenced('disconnected', () => disconnected.call(this.hub.service, this.client));
+    if (this.#isMet && hub.service.disconnected !== undefined) {
+      hub.fenced('disconnected', () => hub.service.disconnected?.(this.client()));
     }
-    this.hub.removed(this);
+    hub.removed(this);
   }
 }
-
-const EMPTY = Buffer.alloc(0);
-const TEXT_CONTROLS = new Set([9, 10, 13]);
-const LINES = { side: 'accepted', role: 'server', maxMessageBytes: 1 } as const;
 
 class ClientRecord implements Client {
   readonly id: string;
   readonly address: string;
   readonly dialect: string;
   readonly loopback: boolean;
+  readonly state = new Map<unknown, unknown>();
   readonly #gone = new AbortController();
-  #state: Map<unknown, unknown> | undefined;
 
-  /** @param duplex Absent for a client behind a router, which never counts as loopback. */
-  constructor(id: string, duplex: Duplex | undefined, dialect: string) {
+  /** Without a duplex it is behind a router, and never counts as loopback; a Unix socket does. */
+  constructor(id: string, dialect: string, duplex?: Duplex) {
     const { remoteAddress, remotePort } = (duplex ?? {}) as Partial<Socket>;
     this.id = id;
     this.dialect = dialect;
@@ -1026,10 +893,6 @@ class ClientRecord implements Client {
 
   get signal(): AbortSignal {
     return this.#gone.signal;
-  }
-
-  get state(): Map<unknown, unknown> {
-    return this.#state ??= new Map();
   }
 
   leave(): void {
@@ -1042,22 +905,21 @@ class Request implements Context {
   readonly connection: Connection;
   readonly message: Message;
   readonly limitMs: number;
-  readonly since: number;
+  readonly since = now();
   dueAt = Infinity;
   isSettled = false;
-  iterator: AsyncIterator<string> | undefined = undefined;
-  last: [Kind, string | readonly Body[] | MicroError] | undefined = undefined;
-  then: 'close' | 'stopServer' | undefined = undefined;
-  controller: AbortController | undefined = undefined;
-  ahead: number[] | undefined = undefined; // sizes of the parts that the reader has not taken
+  answer: Answer | undefined = undefined;
+  next: 'close' | 'stopServer' | undefined = undefined; // once it is answered
+  iterator: AsyncIterator<unknown> | undefined = undefined;
+  ahead: number[] = NOTHING; // lengths of the parts that the reader has not taken
   aheadBytes = 0;
-  resume: (() => void) | undefined = undefined;
+  wake = NOTHING_TO_DO;
+  controller: AbortController | undefined = undefined;
 
   constructor(connection: Connection, message: Message, limitMs: number) {
     this.connection = connection;
     this.message = message;
     this.limitMs = limitMs;
-    this.since = performance.now();
   }
 
   get signal(): AbortSignal {
@@ -1065,7 +927,7 @@ class Request implements Context {
   }
 
   get deadline(): number {
-    return Date.now() + this.limitMs - (performance.now() - this.since);
+    return Date.now() + this.limitMs - (now() - this.since);
   }
 
   get parts(): readonly Uint8Array[] | undefined {
@@ -1073,38 +935,20 @@ class Request implements Context {
   }
 
   get client(): Client {
-    const { client } = this.message;
-    return client === undefined ? this.connection.client : this.connection.forwarded(client);
+    return this.connection.client(this.message.client);
   }
 
   close(): void {
-    this.then ??= 'close';
+    this.next ??= 'close';
   }
 
   stopServer(): void {
-    this.then = 'stopServer';
-  }
-
-  get aheadParts(): number {
-    return this.ahead?.length ?? 0;
-  }
-
-  sent(part: string): void {
-    (this.ahead ??= []).push(part.length);
-    this.aheadBytes += part.length;
+    this.next = 'stopServer';
   }
 
   credit(parts: number): void {
-    for (const bytes of this.ahead?.splice(0, parts) ?? []) this.aheadBytes -= bytes;
+    for (const length of this.ahead.splice(0, parts)) this.aheadBytes -= length;
     this.wake();
-  }
-
-  woken(): Promise<void> {
-    return new Promise((resolve) => { this.resume = resolve; });
-  }
-
-  wake(): void {
-    this.resume?.();
   }
 
   abort(reason: Error): void {
@@ -1115,25 +959,84 @@ class Request implements Context {
     this.isSettled = true;
     this.wake();
     const { iterator } = this;
-    if (iterator !== undefined) this.connection.hub.fenced('return', () => iterator.return?.());
+    if (iterator?.return !== undefined) this.connection.hub.fenced('stream', () => iterator.return?.());
   }
 }
 
-// ----------------------------------------------------------------------------- Lines to the server
+// ---------------------------------------------------------------------------------------------------------- Lines
+
+const EMPTY = Buffer.alloc(0);
+const NOTHING: number[] = [];
+const NOTHING_TO_DO = (): void => {};
+/** What a browser, a proxy or an SSH client says first: none of it may reach a callback. RFC 9110, 5.6.2: a token. */
+const FOREIGN = /^(?:[!#$%&'*+.^_`|~\w-]+ \S+ (?:HTTP|RTSP|SIP)\/\d(?:\.\d)?[ \t]*$|Host[ \t]*:|SSH-\d)/i;
+const REFUSED = 'This port speaks portcall, not HTTP: nothing was run. Use nc, or a MicroClient\n';
+const HTTP_REFUSAL = 'HTTP/1.1 400 Bad Request\r\nServer: portcall\r\nContent-Type: text/plain\r\n' +
+  `Content-Length: ${REFUSED.length}\r\nConnection: close\r\n\r\n${REFUSED}`;
+
+/** The dialect of people and of every language: one line for one line, in order. Begins with anything but control. */
+export function lines(): Dialect {
+  const open = ({ maxMessageBytes }: CodecOptions) => new PlainCodec(maxMessageBytes);
+  return { name: 'lines', ordered: true, open, matches([first = 0]) {
+    return first === 0xff || (first < 0x20 && first !== 9 && first !== 10 && first !== 13) ? 'no' : 'yes';
+  } };
+}
+
+class PlainCodec extends LineCodec {
+  #next = 0;
+  #hasBegun = false; // a message came, so that no foreign protocol can
+
+  request({ text }: Message): string {
+    return `${text}\n`;
+  }
+
+  encode(kind: Kind, body: Body | readonly Body[] | MicroError): string {
+    if (kind === 'end') return '\n';
+    if (body instanceof MicroError) {
+      return `ERR ${body.code} ${body.retryAfterMs === undefined ? oneLine(body.message) : `retry after ${body.retryAfterMs} ms`}\n`;
+    }
+    if (kind === 'part' && body === '') return '\\e\n';
+    return `${(body as string).includes('\n') ? (body as string).replaceAll('\n', '\\n') : body as string}\n`;
+  }
+
+  /** A last line without its LF counts when the peer half-closes. */
+  end(sink: Sink): void {
+    if (this.heldBytes > 0) this.receive(Buffer.from('\n'), sink);
+  }
+
+  protected line(text: string, start: number, end: number, sink: Sink): void {
+    let line = text.slice(start, end > start && text.charCodeAt(end - 1) === 13 ? end - 1 : end);
+    if (line === '') return;
+    if (!this.#hasBegun && FOREIGN.test(line)) return sink.close(HTTP_REFUSAL);
+    if (line.charCodeAt(0) === 36) { // $
+      if (line.charCodeAt(1) !== 36) return sink.command?.(line, this.#next++);
+      line = line.slice(1);
+    }
+    if (exceeds(line, this.max)) return this.tooLarge(line, sink);
+    this.#hasBegun = true;
+    sink.message({ tag: this.#next++, text: line, timeoutMs: undefined, id: undefined, client: undefined });
+  }
+
+  protected bad(code: ErrorCode, why: string, _head: string, sink: Sink): void {
+    sink.error(code, why, this.#next++);
+  }
+}
 
 const VERSION = '0.1.0';
+/** What a line that starts with `$` asks of the server itself. */
 const COMMANDS: Readonly<Record<string, (hub: Hub) => string>> = {
   ping: () => 'pong',
-  help: ({ service }) => oneLine(`${service.contract?.summary ?? 'A portcall service.'} ` +
-    `Send a line, get a line.${Object.values(service.contract?.messages ?? {})
-      .map(({ example }) => ` Try: ${example}.`).join('')} For the server: $ping $help $info $stats`),
+  help: ({ service: { contract } }) => oneLine([contract?.summary ?? 'A portcall service: send a line, get a line.',
+    ...Object.values(contract?.messages ?? {}).map(({ example }) => `Try: ${example}`),
+    'For the server itself: $ping $help $info $stats'].join(' ')),
   info: ({ service, dialects, limits }) => JSON.stringify({ name: 'portcall', version: VERSION,
-    summary: service.contract?.summary, dialects: ['lines', ...dialects.map(({ name }) => name)], limits }),
+    summary: service.contract?.summary, dialects: dialects.map(({ name }) => name), limits }),
   stats: (hub) => JSON.stringify(hub.stats()),
 };
 
-// ------------------------------------------------------------------------------------------ Binding
+// -------------------------------------------------------------------------------------------------------- Binding
 
+interface Listener { readonly address: Address; close(): Promise<void> }
 const LOOPBACK = /^(?:127\.|::1$|::ffff:127\.)/;
 
 async function isLoopback(host: string): Promise<boolean> {
@@ -1142,54 +1045,51 @@ async function isLoopback(host: string): Promise<boolean> {
   return found.length > 0 && found.every(({ address }) => LOOPBACK.test(address));
 }
 
-function openFilesLimit(): number {
-  try {
-    const [, soft] = /^Max open files +(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8')) ?? [];
-    return Number(soft ?? Infinity);
-  } catch {
-    return Infinity; // no Linux: the limit can't be read
-  }
-}
-
-function digest(secret: string): Buffer {
-  return createHash('sha256').update(secret).digest();
-}
-
-export interface Listener { readonly address: Address; close(): Promise<void> }
-
 async function listenTcp(address: Address, _options: object, onSocket: (socket: Socket) => void,
   onError: (error: Error) => void): Promise<Listener> {
   const server = createServer({ allowHalfOpen: true, noDelay: true }, onSocket);
   await once(server.listen({ host: address.host, port: address.port, backlog: 1024 }), 'listening');
   server.on('error', onError);
   const { address: host, port } = server.address() as AddressInfo;
-  return {
-    address: { url: `tcp://${host.includes(':') ? `[${host}]` : host}:${port}`, scheme: 'tcp', host, port },
-    async close() {
-      for (let turns = 0; turns < 2; turns++) await turn(); // takes in who waits: closing resets them
-      server.close(); // closes the socket at once; only its callback waits for connections
-    },
-  };
+  return { address: { url: urlOf(host, port), scheme: 'tcp', host, port }, async close() {
+    for (let turns = 0; turns < 2; turns++) await turn(); // takes in who waits: closing resets them
+    server.close(); // closes the socket at once; only its callback waits for connections
+  } };
 }
 
-/** Who listens there, as far as Linux tells: `pid 4121 (node)`. Port 0 stands for a Unix socket. */
+function urlOf(host: string, port = 0): string {
+  return `tcp://${host.includes(':') ? `[${host}]` : host}:${port}`;
+}
+
+/** Who listens there, as far as Linux tells: `pid 4121 (node)`. */
 async function findHolder({ host = '', port = 0 }: Address): Promise<string> {
-  const signal = AbortSignal.timeout(500);
+  const signal = AbortSignal.timeout(1500); // 30 ms on a machine at rest
   const hexHost = host === '::1' ? '01000000' : !isIPv4(host) || host === '0.0.0.0' ? ''
     : Buffer.from(host.split('.').reverse().map(Number)).toString('hex');
   const hexPort = port.toString(16).padStart(4, '0');
-  const row = `: (?:0+|\\w*${hexHost}):${hexPort} \\S+ 0A \\S+ \\S+ \\S+ +\\d+ +\\d+ (\\d+)`;
+  const row = new RegExp(`: (?:0+|\\w*${hexHost}):${hexPort} \\S+ 0A \\S+ \\S+ \\S+ +\\d+ +\\d+ (\\d+)`, 'gi');
   const tables = await Promise.all(['/proc/net/tcp', '/proc/net/tcp6'].map((table) =>
     fs.readFile(table, { encoding: 'latin1', signal }).catch(() => '')));
-  const rows = tables.join('').matchAll(new RegExp(row, 'gi'));
-  const sockets = new Set([...rows].map(([, inode]) => `socket:[${inode}]`));
+  const sockets = new Set([...tables.join('').matchAll(row)].map(([, inode]) => `socket:[${inode}]`));
   for (const pid of sockets.size > 0 ? await fs.readdir('/proc') : []) {
     if (signal.aborted) break;
     const fds = await fs.readdir(`/proc/${pid}/fd`).catch(() => []); // others' are not shown
-    const links = fds.map((fd) => fs.readlink(`/proc/${pid}/fd/${fd}`).catch(() => ''));
-    if (!(await Promise.all(links)).some((link) => sockets.has(link))) continue;
+    const links = await Promise.all(fds.map((fd) => fs.readlink(`/proc/${pid}/fd/${fd}`).catch(() => '')));
+    if (!links.some((link) => sockets.has(link))) continue;
     const program = basename(await fs.readlink(`/proc/${pid}/exe`).catch(() => ''));
     return `pid ${pid} (${/^[\w.+-]+/.exec(program)?.[0] ?? '?'})`;
   }
   return 'another process';
+}
+
+function openFilesLimit(): number {
+  try {
+    return Number(/^Max open files +(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1] ?? Infinity);
+  } catch {
+    return Infinity; // no Linux: the system doesn't tell
+  }
+}
+
+function digest(secret: string): Buffer {
+  return createHash('sha256').update(secret).digest();
 }

@@ -11,7 +11,7 @@ interface Esbuild {
   transformSync(source: string, options: object): { code: string };
 }
 
-/** Writes them under the folder, laid out as here. Comes back with where a program of this folder lies. */
+/** Writes them under the folder, laid out as here, and tells where a program of this one then lies. */
 export function build(folder: string): (program: string) => string {
   const esbuild = loadEsbuild();
   const programs = ['.', 'peers', 'scripts'].flatMap((place) => typeScriptFiles(join(BENCH, place)));

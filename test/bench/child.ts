@@ -42,7 +42,8 @@ export class Child<C extends Commands> {
       const onExit = (code: number | null, signal: string | null) =>
         settle(`it ended with ${signal ?? code}`);
       const onError = (error: Error) => settle(error.message);
-      const timer = setTimeout(() => settle(`no answer in ${ANSWER_TIMEOUT_MS} ms`), ANSWER_TIMEOUT_MS);
+      const late = () => settle(`no answer in ${ANSWER_TIMEOUT_MS} ms`);
+      const timer = setTimeout(late, ANSWER_TIMEOUT_MS);
       child.on('message', onMessage).on('exit', onExit).on('error', onError);
       if (child.exitCode === null && child.signalCode === null) child.send({ command, argument });
       else onExit(child.exitCode, child.signalCode);
@@ -79,7 +80,9 @@ export function timeToEnd(words: readonly string[], core: number | undefined): n
   const startedAt = performance.now();
   const { status, signal } = spawnSync(command, rest, { stdio: ['ignore', 'inherit', 'inherit'] });
   const elapsedMs = performance.now() - startedAt;
-  if (status !== 0) throw new Error(`Cannot time "${words.join(' ')}": it ended with ${signal ?? status}`);
+  if (status !== 0) {
+    throw new Error(`Cannot time "${words.join(' ')}": it ended with ${signal ?? status}`);
+  }
   return elapsedMs;
 }
 

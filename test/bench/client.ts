@@ -46,7 +46,7 @@ const commands = {
     return took;
   },
 
-  /** Opens sockets that know nothing of the peer and keeps them; `speak` sends a line on each first. */
+  /** Opens sockets that know nothing of the peer, and keeps them. */
   async hold({ port, sockets, speak }: { port: number; sockets: number; speak: boolean }): Promise<void> {
     for (let i = 0; i < sockets; i += DIALS_AT_ONCE) {
       const count = Math.min(DIALS_AT_ONCE, sockets - i);
@@ -54,7 +54,10 @@ const commands = {
     }
   },
 
+  /** The server must neither have spoken first nor have closed one: a refused socket is a cheap one. */
   release(): void {
+    const lost = held.filter((socket) => socket.destroyed).length;
+    if (lost > 0) throw new Error(`Cannot count idle sockets: ${lost} of ${held.length} were not left alone`);
     for (const socket of held.splice(0)) socket.destroy();
   },
 };
@@ -63,15 +66,21 @@ export type ClientCommands = typeof commands;
 async function dial(port: number, speak: boolean): Promise<net.Socket> {
   const socket = net.connect({ port, host: '127.0.0.1' });
   await once(socket, 'connect');
-  if (!speak) return socket;
+  if (speak) await greet(socket);
+  socket.on('data', () => socket.destroy());
+  return socket;
+}
+
+async function greet(socket: net.Socket): Promise<void> {
   socket.setEncoding('utf8');
   socket.write(`${GREETING}\n`);
-  for (let reply = ''; !reply.endsWith('\n');) {
+  for (let reply = ''; reply !== `${GREETING}\n`;) {
     const [chunk] = (await once(socket, 'data')) as [string];
     reply += chunk;
-    if (!`${GREETING}\n`.startsWith(reply)) throw new Error(`Cannot hold a socket: it was answered "${reply}"`);
+    if (!`${GREETING}\n`.startsWith(reply)) {
+      throw new Error(`Cannot hold a socket: it was answered "${reply}"`);
+    }
   }
-  return socket;
 }
 
 answer(commands);

@@ -13,8 +13,8 @@ import { canPin } from './child.ts';
 import { SHAPES, median, type Bar, type Bench, type Shape, type Side, type Unit } from './shapes.ts';
 
 const ROUNDS = { full: 5, quick: 2 };
-const FULL = { warmUpMs: 400, slices: 8, sliceMs: 100, idleSockets: 2000, scriptRuns: 15 };
-const QUICK = { warmUpMs: 200, slices: 4, sliceMs: 70, idleSockets: 1000, scriptRuns: 9 };
+const FULL = { warmUpMs: 400, slices: 8, sliceMs: 100, scriptRuns: 15 };
+const QUICK = { warmUpMs: 200, slices: 4, sliceMs: 70, scriptRuns: 9 };
 
 interface Row {
   shape: string;
@@ -57,8 +57,9 @@ async function main(): Promise<void> {
       any: {},
     },
   };
-  const machine = `node ${process.version}, ${cpus().length} × ${cpus()[0]?.model.trim() ?? 'unknown'}`;
-  const pinning = twoCores ? 'server on core 0, client on core 1' : 'not pinned: no taskset, or no cores 0 and 1';
+  const [core] = cpus();
+  const machine = `node ${process.version}, ${cpus().length} × ${core?.model.trim() ?? 'unknown'}`;
+  const pinning = twoCores ? 'server on core 0, client on core 1' : 'not pinned: taskset or core 1 is missing';
   tell(`${machine}\n${pinning}; ${rounds} rounds\n\n${HEADING}`);
 
   const rows: Row[] = [];
@@ -68,7 +69,8 @@ async function main(): Promise<void> {
     for (const row of measured) tell(line(row));
   }
   if (values.json) {
-    console.log(JSON.stringify({ machine, pinning, rounds, settings: values.quick ? QUICK : FULL, rows }, null, 2));
+    const settings = values.quick ? QUICK : FULL;
+    console.log(JSON.stringify({ machine, pinning, rounds, settings, rows }, null, 2));
   }
   if (rows.some(({ verdict }) => verdict === 'FAILED')) process.exitCode = 1;
   if (values.strict && rows.some(({ verdict }) => verdict === 'MISSED')) process.exitCode = 1;
@@ -113,10 +115,13 @@ function judge({ against, bar }: Row, figures: Map<Side, number>[]): Partial<Row
   const rival = of(against);
   const portcall = of('portcall');
   const ratios = portcall.map((figure, round) => figure / (rival[round] ?? NaN));
-  const ratio = {
-    median: median(ratios), min: Math.min(...ratios), max: Math.max(...ratios), rounds: ratios,
+  const middle = median(ratios);
+  return {
+    rival: median(rival),
+    portcall: median(portcall),
+    ratio: { median: middle, min: Math.min(...ratios), max: Math.max(...ratios), rounds: ratios },
+    verdict: verdict(middle, bar),
   };
-  return { rival: median(rival), portcall: median(portcall), ratio, verdict: verdict(ratio.median, bar) };
 }
 
 function verdict(ratio: number, { atLeast, atMost }: Bar): Row['verdict'] {
@@ -131,8 +136,8 @@ const HEADING = cells('shape', 'against', 'theirs', 'portcall', '', 'ratio', '(m
 function line({ shape, against, unit, bar, verdict, reason, rival, portcall, ratio }: Row): string {
   if (ratio === undefined) return `${cells(shape, against)} ${verdict}: ${reason?.split('\n', 1)[0]}`;
   const range = `(${figure(ratio.min)}–${figure(ratio.max)})`;
-  return cells(shape, against, figure(rival), figure(portcall), unit, figure(ratio.median), range, told(bar)) +
-    ` ${verdict}`;
+  const figures = [figure(rival), figure(portcall), unit, figure(ratio.median), range];
+  return `${cells(shape, against, ...figures, told(bar))} ${verdict}`.trimEnd();
 }
 
 function cells(...words: string[]): string {
@@ -161,13 +166,18 @@ function readRounds(text: string | undefined, usual: number): number {
 
 /** A shape by its name, or all whose names begin so. Quick leaves out those without a bar. */
 function chosen(names: string[] | undefined, quick: boolean): readonly Shape[] {
-  if (names === undefined) return quick ? SHAPES.filter(({ cores }) => cores === undefined) : SHAPES;
+  if (names === undefined) return quick ? SHAPES.filter(hasBar) : SHAPES;
   return names.flatMap((name) => {
     const exact = SHAPES.filter((shape) => shape.name === name);
     const found = exact.length > 0 ? exact : SHAPES.filter((shape) => shape.name.startsWith(name));
     if (found.length > 0) return found;
-    throw new RangeError(`Cannot find shape "${name}". Known: ${SHAPES.map((shape) => shape.name).join(', ')}`);
+    const known = SHAPES.map((shape) => shape.name).join(', ');
+    throw new RangeError(`Cannot find shape "${name}". Known: ${known}`);
   });
+}
+
+function hasBar({ against }: Shape): boolean {
+  return Object.values(against).some((bar) => told(bar) !== '');
 }
 
 function help(): string {

@@ -17,18 +17,21 @@ const commands = {
   /** Microseconds of CPU, user and system, since the start. */
   cpu: () => cpuMicros(),
 
-  /** Resident bytes once so many sockets were accepted in all and the garbage is gone. */
-  async memory({ accepts }: { accepts: number }): Promise<number> {
+  /** Bytes in use once so many sockets were accepted in all and the garbage is gone. */
+  async memory({ accepts }: { accepts: number }): Promise<{ resident: number; heap: number }> {
     const giveUpAt = performance.now() + ACCEPT_TIMEOUT_MS;
     while (accepted < accepts) {
-      if (performance.now() > giveUpAt) throw new Error(`${accepted} of ${accepts} sockets were accepted`);
+      if (performance.now() > giveUpAt) {
+        throw new Error(`Cannot measure: ${accepted} of ${accepts} sockets were accepted`);
+      }
       await sleep(5);
     }
     for (let i = 0; i < COLLECTIONS; i++) {
       await sleep(25);
       globalThis.gc?.();
     }
-    return process.memoryUsage.rss();
+    const { rss, heapUsed } = process.memoryUsage();
+    return { resident: rss, heap: heapUsed };
   },
 };
 export type ServerCommands = typeof commands;

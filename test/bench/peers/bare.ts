@@ -1,4 +1,4 @@
-/** The least that a line echo can be: `node:net`, one write a message. What everything else is held against. */
+/** The least that a line echo can be: `node:net`, one write a message. The rest is held against it. */
 import net from 'node:net';
 import { once } from 'node:events';
 import { Flight, type Connection, type Load, type Peer } from '../load.ts';

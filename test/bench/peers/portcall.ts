@@ -14,8 +14,8 @@ export const peer: Peer = {
   },
 
   async connect(port, { maxMessageBytes }) {
-    const client = new MicroClient(`tcp://127.0.0.1:${port}`, { maxMessageBytes, timeoutMs: TIMEOUT_MS });
-    return new KitConnection(client);
+    const options = { maxMessageBytes, timeoutMs: TIMEOUT_MS };
+    return new KitConnection(new MicroClient(`tcp://127.0.0.1:${port}`, options));
   },
 };
 

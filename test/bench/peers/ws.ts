@@ -1,4 +1,4 @@
-/** WebSockets through npm's `ws`, both sides, without compression. Loaded from where the runner found it. */
+/** WebSockets through npm's `ws` on both sides, without compression, from where the runner found it. */
 import { once, type EventEmitter } from 'node:events';
 import type { AddressInfo } from 'node:net';
 import { Flight, type Connection, type Load, type Peer } from '../load.ts';

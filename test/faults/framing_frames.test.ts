@@ -1,0 +1,380 @@
+/** Group A, frames: slots and ids, what a client bears, and that a connection keeps its dialect. */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import type { Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect } from 'vitest';
+import { MicroClient, MicroError, resolveAddress } from '../../lib/micro_client.ts';
+import { within } from '../helpers/deadline.ts';
+import { fault, FULL } from '../helpers/faults.ts';
+import { MIB, monitored } from '../helpers/monitor.ts';
+import { FUZZ_SEED, fuzzRuns, seeded, type Random } from '../helpers/random.ts';
+import { RawClient } from '../helpers/raw_client.ts';
+import { eachLine, RawServer } from '../helpers/raw_server.ts';
+import { ServerProcess } from '../helpers/server_process.ts';
+import { stillServes } from '../helpers/still_serves.ts';
+
+const HELLO = '\x01portcall/1 timeout=20000\n';
+const folder = mkdtempSync(join(tmpdir(), 'portcall-frames-'));
+let server: ServerProcess; // does what it is told, keeps a file of it, and bears many errors
+
+beforeAll(async () => {
+  server = await ServerProcess.start({ callback: 'obey', record: join(folder, 'runs'),
+    options: { maxProtocolErrors: 10_000, dedupe: 1_000 } });
+});
+afterAll(async () => {
+  await server?.kill();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+async function runsOf(task: () => Promise<unknown>): Promise<string[]> {
+  const before = server.recorded().length;
+  await task();
+  return server.recorded().slice(before);
+}
+
+/** The lines of `text`, pings of a server left out, and what is behind the last LF, which must be nothing. */
+function framesOf(text: string): string[] {
+  const lines = text.split('\n');
+  expect(lines.pop(), 'behind the last LF').toBe('');
+  return lines.filter((line) => !/^ping \d+$/.test(line));
+}
+
+/** What is no slot, and so can't be a request. */
+const BAD_SLOTS = ['-1', '1.5', String(2 ** 53), '1e309', '', '+1', '01', '0x1', 'NaN', 'Infinity', '٣', '1\t'];
+/** Heads with a good slot and something that is not known, or not for a server. */
+const BAD_HEADS = ['1?', '1@', '1@x', '1@-5', '1#', '1~', '1&', '1+', '1!', 'cancel', 'cancel x', 'nonsense 1', 'ping', 'ping -1'];
+
+fault('A15', '__proto__ and constructor as keys and values, frames and ports.json', () => monitored(server, {}, async () => {
+  const names = ['__proto__', 'constructor', 'prototype', 'toString', 'hasOwnProperty'];
+  const before = (await server.vitals()).prototypeNames;
+  const ownBefore = Reflect.ownKeys(Object.prototype).map(String);
+  for (const name of names) {
+    await RawClient.with(server.port, async (client) => {
+      const [, ...replies] = framesOf(await client.ask(`\x01portcall/1 ${name}=1 ${name}=polluted\n0#${name}~${name} ${name}\n` +
+        `1#${name} again\ncancel ${name}\ncredit ${name} 1\ngone ${name}\n${name} x\n2 {"reply":"${name}"}\n`));
+      expect(replies.filter((line) => /^\d/.test(line)), 'frames').toEqual([`0 ${name}`, `1 ${name}`, `2 ${name}`]);
+      expect(replies.filter((line) => !/^(\d|! PROTOCOL_ERROR)/.test(line)), 'frames').toEqual([]);
+    });
+    await RawClient.with(server.port, async (client) => {
+      const [text, command, json] = (await client.ask(`${name}\n$${name}\n{"${name}":{"reply":"x"}}\n`)).split('\n');
+      expect(text).toBe(name);
+      expect(command).toMatch(/^ERR BAD_MESSAGE /);
+      expect(json).toBe(`{"${name}":{"reply":"x"}}`);
+    });
+    // A server that answers with them.
+    await RawServer.with((socket) => socket.end(`\x01portcall/1 ${name}=1\n0! ${name} r: x\n`), async ({ port }) => {
+      const client = new MicroClient(port, { log: () => {}, timeoutMs: 1_000 });
+      await expect(client.sendMessage('x')).rejects.toBeInstanceOf(MicroError);
+      await client.close();
+    });
+    // Look-ups: what every object has is no key, what the file has is one.
+    const unknown = { code: 'UNKNOWN_SERVICE' };
+    expect(() => resolveAddress(name, { LIFE_GEN: 5467 }), name).toThrow(expect.objectContaining(unknown) as Error);
+    const file = join(folder, 'ports.json');
+    writeFileSync(file, `{"LIFE_GEN":5467,"${name}":5468}`);
+    expect(resolveAddress(name, file).port, `${name} in a file`).toBe(5468);
+    writeFileSync(file, `{"LIFE_GEN":5467,"${name}":{"HIDDEN":5468,"port":1}}`);
+    expect(() => resolveAddress('HIDDEN', file), `a key in ${name}`).toThrow(expect.objectContaining(unknown) as Error);
+    expect(() => resolveAddress(name, file), name).toThrow(expect.objectContaining({ code: 'BAD_PORTS_FILE' }) as Error);
+    expect(resolveAddress('LIFE_GEN', file).port).toBe(5467);
+    writeFileSync(file, `{"LIFE_GEN":"${name}"}`);
+    expect(() => resolveAddress('LIFE_GEN', file), `${name} as an address`).toThrow(MicroError);
+  }
+  expect((await server.vitals()).prototypeNames, 'Object.prototype in the server').toEqual(before);
+  expect(Reflect.ownKeys(Object.prototype).map(String), 'Object.prototype here').toEqual(ownBefore);
+  await stillServes(server, { ask: 'fine' });
+}));
+fault.skip('A15', 'not built yet', '__proto__ and constructor in requests to calendar');
+
+fault('A16', 'frame ids that are pending, or none', () => monitored(server, {}, async () => {
+  const slow = JSON.stringify({ waitMs: 200, reply: 'slow' });
+  const runs = await runsOf(() => RawClient.with(server.port, async (client) => {
+    const bad = [...BAD_SLOTS.map((slot) => `${slot} bad`), ...BAD_HEADS];
+    await client.write(`${HELLO}7 ${slow}\n7 bad: still pending\n${bad.map((frame, at) => `${frame}\n${100 + at} good ${at}\n`).join('')}` +
+      '7#again bad: still pending\n8 good, the last\n');
+    client.fin();
+    const [, ...replies] = framesOf((await client.readToFin()).toString());
+    const notices = replies.filter((line) => line.startsWith('!'));
+    expect(notices.map((line) => line.replace(/: .*/, '')), 'a notice for each').toEqual(
+      Array.from({ length: bad.length + 2 }, () => '! PROTOCOL_ERROR r'));
+    expect(replies.filter((line) => !line.startsWith('!')), 'the others, once each').toEqual(
+      [...bad.map((_, at) => `${100 + at} good ${at}`), '8 good, the last', '7 slow']);
+  }));
+  expect(runs.filter((run) => run.includes('bad')), 'run').toEqual([]);
+  await stillServes(server, { ask: 'fine' });
+}));
+
+fault('A16', 'a client that is sent replies to ids that it never asked by', async () => {
+  const odd = [...BAD_SLOTS.map((slot) => `${slot} odd`), '999999999 odd', '12345 odd', '500+ odd', '500.', '500! TIMEOUT m: odd',
+    '0@5 odd', '0#id odd', '0~client odd', 'nonsense', '! PROTOCOL_ERROR r: odd'];
+  await RawServer.with((socket) => {
+    let sent = 0;
+    eachLine(socket, (line) => {
+      if (line.startsWith('\x01')) return socket.write('\x01portcall/1\n');
+      const [, slot, text] = /^(\d+) (.*)$/.exec(line) ?? [];
+      if (slot === undefined) return;
+      // Each reply twice over is the worst: the second is to an id that is unknown by then.
+      socket.write(`${odd[sent++ % odd.length]}\n${slot} ${text}\n${slot} twice\n`);
+    });
+  }, async ({ port }) => {
+    const warnings: string[] = [];
+    const client = new MicroClient(port, { log: (_, text) => warnings.push(text), timeoutMs: 2_000 });
+    // One at a time: each "twice" comes in the same packet, before its slot is given away again.
+    for (let at = 0; at < odd.length; at++) {
+      expect(await client.sendMessage(`text ${at}`), `after ${odd[at]}`).toBe(`text ${at}`);
+    }
+    expect(warnings.length, 'warnings').toBe(2 * odd.length);
+    await client.close();
+  });
+});
+
+/** What a client may be told by what is no server of ours, `isGreeted` once it has said hello. */
+const GARBAGE: Record<string, (socket: Socket, random: Random) => void> = {
+  'random bytes': (socket, random) => void socket.end(random.bytes(random.between(1, 3_000))),
+  'random bytes behind a hello': (socket, random) =>
+    void socket.end(Buffer.concat([Buffer.from('\x01portcall/1\n'), random.bytes(random.between(1, 3_000))])),
+  'random lines without end behind a hello': (socket, random) => {
+    socket.write('\x01portcall/1\n');
+    endlessly(socket, () => Buffer.concat([random.bytes(random.between(0, 200)), Buffer.from('\n')]));
+  },
+  'random letters without end': (socket, random) =>
+    endlessly(socket, () => Buffer.from(random.bytes(500).toString('base64'))),
+  HTTP: (socket, random) => void socket.end(`HTTP/1.1 ${random.between(200, 599)} Hm\r\nContent-Length: 3\r\n\r\nHi!`),
+  'an SSH banner': (socket) => void socket.write('SSH-2.0-OpenSSH_9.6\r\n'),
+  'an endless line': (socket) => endlessly(socket, () => X),
+  'an endless line behind a hello': (socket) => {
+    socket.write('\x01portcall/1\n');
+    endlessly(socket, () => X);
+  },
+  'an endless reply': (socket) => {
+    socket.write('\x01portcall/1\n0 ');
+    endlessly(socket, () => X);
+  },
+  'unasked bytes': (socket, random) => void socket.write(`${random.pick(
+    ['0 x', 'ping 1', 'pong 0', '0! TIMEOUT m: x', '', ' ', 'draining', '0+ x', '0.', '220 ready', 'ERR OOPS x'])}\n`),
+  'unasked replies without end behind a hello': (socket, random) => {
+    socket.write('\x01portcall/1\n');
+    endlessly(socket, () => Buffer.from(`${random.between(10, 1e9)}${random.pick([' x', '+ x', '.', '! TIMEOUT m: x'])}\n`.repeat(30)));
+  },
+  'half a hello, then FIN': (socket, random) => void socket.end('\x01portcall/1 max=9\n'.slice(0, random.between(0, 18))),
+  'half a frame, then FIN': (socket, random) => {
+    const frame = random.pick(['0 half', '0! TIME', '0\\ ha', '0', '0!', 'drain', 'goodbye PRO']);
+    socket.end(`\x01portcall/1\n${frame.slice(0, random.between(1, frame.length))}`);
+  },
+  'half a frame, then RST': (socket) => void socket.write('\x01portcall/1\n0 half', () => socket.resetAndDestroy()),
+};
+const X = Buffer.alloc(64 * 1024, 'x');
+
+function endlessly(socket: Socket, next: () => Buffer): void {
+  const go = (): void => {
+    while (!socket.destroyed && socket.writable && socket.write(next()));
+  };
+  socket.on('drain', go);
+  go();
+}
+
+/** Answers as a server would, the text being the reply. */
+function echoFrames(socket: Socket): void {
+  eachLine(socket, (line) => {
+    if (line.startsWith('\x01')) socket.write('\x01portcall/1\n');
+    else if (/^\d+ /.test(line)) socket.write(`${line}\n`);
+    else if (line === 'goodbye') socket.end();
+  });
+}
+
+fault('A18', 'a client against garbage', async () => {
+  const DEADLINE_MS = 3_000;
+  const MAX_BYTES = 64 * 1024;
+  const kinds = Object.keys(GARBAGE);
+  const seeds = Array.from({ length: fuzzRuns(FULL ? 1_000 : 20 * kinds.length) }, (_, run) => FUZZ_SEED + run);
+  const told: Record<string, Set<string>> = {};
+  const wrong: string[] = [];
+  const one = async (seed: number, run: number): Promise<void> => {
+    const random = seeded(seed);
+    const kind = kinds[run % kinds.length] as string;
+    await RawServer.with((socket, number) => {
+      if (number > 0) return echoFrames(socket); // dialled again, it is a good one
+      socket.resume();
+      GARBAGE[kind]?.(socket, random);
+    }, async ({ port }) => {
+      const client = new MicroClient(port, { timeoutMs: DEADLINE_MS, maxMessageBytes: MAX_BYTES, log: () => {} });
+      const how = `${kind} (FUZZ_SEED=${seed})`;
+      const began = performance.now();
+      const end = await client.sendMessage('x').then((reply) => `the reply ${JSON.stringify(reply)}`,
+        (error: unknown) => (error instanceof MicroError ? error.code : `${String(error)}`));
+      const ms = performance.now() - began;
+      (told[kind] ??= new Set()).add(end);
+      if (!['PROTOCOL_ERROR', 'CONNECTION_LOST'].includes(end) && !(kind === 'an endless reply' && end === 'MESSAGE_TOO_LARGE')) {
+        wrong.push(`${how}: ${end}`);
+      }
+      if (ms > DEADLINE_MS + 250) wrong.push(`${how}: settled after ${Math.round(ms)} ms`);
+      const again = await client.sendMessage('again').catch((error: unknown) => String(error));
+      if (again !== 'again') wrong.push(`${how}: the next call got ${again.slice(0, 200)}`);
+      await within(2_000, client.close(), `the end of the client after ${how}`);
+    });
+  };
+  const waiting = seeds.entries();
+  await Promise.all(Array.from({ length: 8 }, async () => {
+    for (const [run, seed] of waiting) await one(seed, run);
+  }));
+  expect(wrong, `${seeds.length} seeds; told: ${kinds.map((kind) => `${kind}: ${[...told[kind] ?? []].join(', ')}`).join('; ')}`)
+    .toEqual([]);
+});
+
+fault('A18', 'what a client holds of an endless line', async () => {
+  for (const start of ['', '\x01portcall/1\n', '\x01portcall/1\n0 ', '\x01portcall/1\n0+ x\n0+ ']) {
+    let written = 0;
+    let most = 0;
+    const held = () => { const { heapUsed, external } = process.memoryUsage(); return heapUsed + external; };
+    const before = held();
+    await RawServer.with((socket) => {
+      socket.resume();
+      socket.write(start);
+      endlessly(socket, () => {
+        written += X.length;
+        if (written % MIB === 0) most = Math.max(most, process.memoryUsage().external);
+        if (written > 256 * MIB) socket.end();
+        return X;
+      });
+    }, async ({ port }) => {
+      const client = new MicroClient(port, { timeoutMs: 2_000, log: () => {} });
+      await expect(client.sendMessage('x'), `endless behind ${JSON.stringify(start)}`).rejects.toBeInstanceOf(MicroError);
+      await client.close();
+    });
+    // A line may be of 2 MAX and be joined once: what is over 8 MAX was heaped up.
+    expect((most - before) / MIB, `MiB held behind ${JSON.stringify(start)}`).toBeLessThan(8);
+  }
+});
+
+fault('A19', 'replies 300 ms late to a deadline of 100 ms, slots reused at once', () => monitored(server, {}, async () => {
+  // 40 connections of 250 slots: 10,000. Who asks by hand may use a slot again at its TIMEOUT.
+  const [CONNECTIONS, SLOTS] = [40, 250];
+  const slots = Array.from({ length: SLOTS }, (_, slot) => slot);
+  const before = await server.stats();
+  await Promise.all(Array.from({ length: CONNECTIONS }, (_, at) => RawClient.with(server.port, async (client) => {
+    const late = slots.map((slot) => `${slot}@100 ${JSON.stringify({ waitMs: 300, reply: `late ${at} ${slot}` })}\n`);
+    await client.write(HELLO + late.join(''));
+    const [, ...ends] = await client.readLines(1 + SLOTS);
+    expect(ends.map((line) => line.replace(/: .*/, '')), 'at the deadline').toEqual(slots.map((slot) => `${slot}! TIMEOUT m`));
+    // Those that reuse the slots are pending themselves when the late replies come.
+    const reused = slots.map((slot) => `${slot} ${JSON.stringify({ waitMs: 400, reply: `right ${at} ${slot}` })}\n`);
+    await client.write(reused.join(''));
+    client.fin();
+    const replies = framesOf((await client.readToFin()).toString());
+    expect(replies.sort((a, b) => parseInt(a) - parseInt(b)), 'in the same slots').toEqual(
+      slots.map((slot) => `${slot} right ${at} ${slot}`));
+  })));
+  const after = await server.stats();
+  expect(after.errors - before.errors, 'errors counted').toBe(CONNECTIONS * SLOTS);
+  expect((after.limits.callbackTimeoutMs ?? 0) - (before.limits.callbackTimeoutMs ?? 0), 'deadlines counted').toBe(CONNECTIONS * SLOTS);
+  await stillServes(server, { ask: 'fine' });
+}));
+
+fault('A19', 'a client whose server is late by 300 ms and knows no cancel', async () => {
+  const [CLIENTS, CALLS] = [10, 1_000];
+  await RawServer.with((socket) => {
+    eachLine(socket, (line) => {
+      if (line.startsWith('\x01')) return socket.write('\x01portcall/1\n');
+      const [, slot, text = ''] = /^(\d+)\S* (.*)$/.exec(line) ?? [];
+      if (slot === undefined) return;
+      const reply = (): void => { if (socket.writable) socket.write(`${slot} ${text}\n`); };
+      if (text.startsWith('late')) setTimeout(reply, 300);
+      else reply();
+    });
+  }, async ({ port }) => {
+    await Promise.all(Array.from({ length: CLIENTS }, async (_, number) => {
+      const client = new MicroClient(port, { log: () => {}, timeoutMs: 5_000 });
+      const ask = (kind: string, options: { timeoutMs?: number }) => Promise.allSettled(Array.from({ length: CALLS },
+        (_, at) => client.sendMessage(`${kind} ${number} ${at}`, options)));
+      const right = (ends: PromiseSettledResult<string>[], kind: string) => {
+        const wrong = ends.findIndex((end, at) => end.status === 'rejected' || end.value !== `${kind} ${number} ${at}`);
+        expect(ends[wrong], `${kind}: call ${wrong}`).toBeUndefined();
+      };
+      right(await ask('first', {}), 'first'); // its connection is a good one
+      const late = await ask('late', { timeoutMs: 100 });
+      const codes = new Set(late.map((end) => (end.status === 'rejected' ? (end.reason as MicroError).code : end.value)));
+      expect([...codes], 'late calls').toEqual(['TIMEOUT']);
+      for (let wave = 1; wave <= 8; wave++) { // while the late replies come, and after
+        right(await ask(`wave${wave}`, {}), `wave${wave}`);
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+      await client.close();
+    }));
+  });
+});
+
+fault('A20', 'hello after a line, line after a hello, ZMTP greeting after a line', () => monitored(server, {}, async () => {
+  const zmtp = Buffer.concat([Buffer.from('ff00000000000000017f0300', 'hex'), Buffer.from('NULL'), Buffer.alloc(48)]);
+  const rows: { name: string; bytes: Buffer; expected: RegExp[]; runs: string[] }[] = [
+    { name: 'hello after a line', bytes: Buffer.from('one\n\x01portcall/1 timeout=5\n0 two\n'),
+      expected: [/^one$/, /^(\x01portcall\/1 timeout=5|ERR [A-Z_]+ .*)$/, /^0 two$/], runs: ['one', '0 two'] },
+    { name: 'line after a hello', bytes: Buffer.from('\x01portcall/1\n0 one\ntwo\n$ping\n{"reply":"x"}\n1 three\n'),
+      expected: [/^\x01portcall\/1( .*)?$/, /^0 one$/, /^! PROTOCOL_ERROR r: /, /^! PROTOCOL_ERROR r: /, /^! PROTOCOL_ERROR r: /, /^1 three$/],
+      runs: ['one', 'three'] },
+    { name: 'a second hello', bytes: Buffer.from('\x01portcall/1\n0 one\n\x01portcall/1\n\x01portcall/2\n1 two\n'),
+      expected: [/^\x01portcall\/1( .*)?$/, /^0 one$/, /^! PROTOCOL_ERROR r: /, /^! PROTOCOL_ERROR r: /, /^1 two$/], runs: ['one', 'two'] },
+    { name: 'ZMTP greeting after a line', bytes: Buffer.concat([Buffer.from('one\n'), zmtp, Buffer.from('\ntwo\n')]),
+      expected: [/^one$/, /^ERR BAD_MESSAGE /, /^two$/], runs: ['one', 'two'] },
+    { name: 'ZMTP greeting after a hello', bytes: Buffer.concat([Buffer.from('\x01portcall/1\n0 one\n'), zmtp, Buffer.from('\n1 two\n')]),
+      expected: [/^\x01portcall\/1( .*)?$/, /^0 one$/, /^! (PROTOCOL_ERROR|BAD_MESSAGE) r: /, /^1 two$/], runs: ['one', 'two'] },
+  ];
+  for (const { name, bytes, expected, runs } of rows) {
+    for (const pieceBytes of [bytes.length, 1, 7]) {
+      const how = `${name}, ${pieceBytes} bytes a packet`;
+      const run = await runsOf(() => RawClient.with(server.port, async (client) => {
+        await client.writeSlices(bytes, pieceBytes, pieceBytes === 1 ? undefined : () => server.hasRead());
+        client.fin();
+        const answer = framesOf((await client.readToFin()).toString());
+        expect(answer.length, `${how}: ${JSON.stringify(answer)}`).toBe(expected.length);
+        expected.forEach((line, at) => expect(answer[at], how).toMatch(line));
+      }));
+      expect(run.filter((message) => !message.startsWith('\x01')), `${how}: run`).toEqual(runs);
+      expect(new Set(run).size, `${how}: nothing twice`).toBe(run.length);
+    }
+  }
+  await stillServes(server, { ask: 'fine' });
+}));
+fault.skip('A20', 'not built yet', 'ZMTP greeting after a line where ZMTP is enabled');
+
+fault('A21', 'hello of another version or none, a request in the same packet', () => monitored(server, {}, async () => {
+  const hellos = ['/2', '/0', '/x', '/', '', '/01', '/1x', '/1.0', '/-1', '/11', '/2 timeout=5', '/1\t', ' /1'].map((rest) => `\x01portcall${rest}`);
+  hellos.push('\x01', '\x01PORTCALL/1', '\x01port');
+  const runs = await runsOf(() => Promise.all(hellos.flatMap((hello) => [1_000, 3].map((pieceBytes) =>
+    RawClient.with(server.port, async (client) => {
+      const how = `${JSON.stringify(hello)}, ${pieceBytes} bytes a packet`;
+      const began = performance.now();
+      await client.writeSlices(`${hello}\n0 run me\nrun me\n`, pieceBytes, () => server.hasRead());
+      const answer = (await client.readToFin(1_000, `FIN after ${how}`)).toString();
+      expect(performance.now() - began, `${how}: ms to its end`).toBeLessThan(1_000);
+      expect(answer, how).toMatch(/^(goodbye PROTOCOL_ERROR r: |ERR PROTOCOL_ERROR ).*(portcall\/1|frames).*\n$/);
+    })))));
+  expect(runs, 'run').toEqual([]);
+  await stillServes(server, { ask: 'fine' });
+}));
+
+fault('A22', 'frames with a 100,000-byte id, ×1,000', () => monitored(server, {}, async () => {
+  const long = '7'.repeat(100_000);
+  for (const frame of [`${long} bad`, `0#${long} bad`, `0~${long} bad`, `0@${long} bad`, `cancel ${long}`, `${long}! bad`]) {
+    const how = `${frame.slice(0, 8)}…`;
+    const runs = await runsOf(() => RawClient.with(server.port, async (client) => {
+      await client.write(HELLO);
+      for (let count = 0; count < 1_000; count++) await client.write(`${frame}\n`);
+      await client.write('1 fine\n');
+      const [, ...heard] = await client.readLines(1_002, 10_000);
+      expect(heard.pop(), how).toBe('1 fine');
+      expect(new Set(heard.map((line) => line.slice(0, 21))), how).toEqual(new Set(['! PROTOCOL_ERROR r: C']));
+      expect(Math.max(...heard.map((line) => line.length)), `${how}: none is sent back`).toBeLessThan(500);
+    }));
+    expect(runs, how).toEqual(['fine']);
+  }
+  await RawClient.with(server.port, async (client) => { // the longest id that is one, and one letter more
+    const id = 'i'.repeat(128);
+    expect(framesOf(await client.ask(`${HELLO}0#${id} a\n1#${id}i b\n`)).slice(1)).toEqual(
+      ['0 a', expect.stringMatching(/^! PROTOCOL_ERROR r: /)]);
+  });
+  await RawClient.with(server.port, async (client) => {
+    expect(await client.ask(`${long}\n${long} text\n`) === `${long}\n${long} text\n`, 'plain text in lines').toBe(true);
+  });
+  await stillServes(server, { ask: 'fine' });
+}));

@@ -1,0 +1,32 @@
+/** MicroClients as a process of their own: see `../caller.ts`, which starts and asks it. */
+import { MicroClient, MicroError } from '../../../lib/micro_client.ts';
+import { answer, given, ready } from '../child.ts';
+import { pause } from '../deadline.ts';
+import type { Called, CallerSetUp, Order } from '../caller.ts';
+
+const { key, clients = 1, options } = given<CallerSetUp>();
+const all = Array.from({ length: clients }, () => new MicroClient(key, { ...options, log: () => {} }));
+
+async function call(client: MicroClient, { text, options = {} }: Order): Promise<Called> {
+  const [began, start] = [Date.now(), performance.now()];
+  const end = (facts: object): Called => ({ ...facts, ms: performance.now() - start, began, ended: Date.now() });
+  try {
+    return end({ reply: await client.sendMessage(text, options) });
+  } catch (error) {
+    if (!(error instanceof MicroError)) throw error;
+    return end({ code: error.code, outcome: error.outcome });
+  }
+}
+
+answer({
+  async call(order: Order) {
+    const calls: Promise<Called>[] = [];
+    for (let left = order.times ?? 1; left > 0; left--) {
+      for (const client of all) calls.push(call(client, order));
+      if (left > 1 && order.everyMs !== undefined) await pause(order.everyMs);
+    }
+    return Promise.all(calls);
+  },
+  close: () => Promise.all(all.map((client) => client.close())),
+});
+ready({});

@@ -1,0 +1,114 @@
+/** A MicroServer as a process of its own: see `../server_process.ts`, which starts and asks it. */
+import { appendFileSync } from 'node:fs';
+import { setImmediate as turn } from 'node:timers/promises';
+import { MicroServer, stopOnSignals, type Callback } from '../../../lib/micro_server.ts';
+import { answer, given, ready } from '../child.ts';
+import type { Order, ServerSetUp, Vitals } from '../server_process.ts';
+
+const setUp = given<ServerSetUp>();
+const troubles: string[] = [];
+process.on('uncaughtException', (error) => troubles.push(`uncaught exception: ${String(error?.stack ?? error)}`));
+process.on('unhandledRejection', (error) =>
+  troubles.push(`unhandled rejection: ${error instanceof Error ? error.stack : String(error)}`));
+
+// Timers that keep nothing alive are not told by Node: all are counted from here on.
+const timers = new Set<NodeJS.Timeout & { _destroyed?: boolean }>();
+const { setTimeout: plainTimeout, setInterval: plainInterval } = globalThis;
+let prunedAt = 1_000;
+function counted(timer: NodeJS.Timeout): NodeJS.Timeout {
+  timers.add(timer);
+  if (timers.size > prunedAt) prunedAt = 1_000 + 2 * liveTimers();
+  return timer;
+}
+function liveTimers(): number {
+  for (const timer of timers) if (timer._destroyed === true) timers.delete(timer);
+  return timers.size;
+}
+const patched = (plain: unknown) => Object.assign((...args: unknown[]) =>
+  counted((plain as (...args: unknown[]) => NodeJS.Timeout)(...args)), plain);
+globalThis.setTimeout = patched(plainTimeout) as unknown as typeof setTimeout;
+globalThis.setInterval = patched(plainInterval) as unknown as typeof setInterval;
+
+let runs = 0;
+let running = 0;
+let mostRunning = 0;
+const aborts: Vitals['aborts'] = [];
+const wait = (ms: number) => new Promise<void>((resolve) => { plainTimeout(resolve, ms); });
+
+async function* stream({ parts = 1, bytes = 1, everyMs = 0 }: NonNullable<Order['stream']>): AsyncGenerator<string> {
+  for (let at = 0; at < parts; at++) {
+    if (everyMs > 0) await wait(everyMs);
+    yield `${at} `.padEnd(bytes, 'x');
+  }
+}
+
+/** Does what the message tells; what is no order is echoed. */
+const obey: Callback = (message) => {
+  let order: Order = {};
+  if (message.startsWith('{')) order = JSON.parse(message) as Order;
+  else return message;
+  const end = () => {
+    if (order.throw !== undefined) throw new Error(order.throw);
+    if (order.stream !== undefined) return stream(order.stream);
+    const reply = order.reply === undefined ? message : order.reply;
+    return order.times === undefined ? reply : String(reply).repeat(order.times);
+  };
+  return order.waitMs === undefined ? end() : wait(order.waitMs).then(end);
+};
+
+function callbackOf(kind: string): Callback {
+  const [name, ms] = kind.split(':');
+  if (name === 'echo') return (message) => message;
+  if (name === 'slow') return (message) => wait(Number(ms)).then(() => message);
+  if (name === 'never') return () => new Promise<string>(() => {});
+  if (name === 'obey') return obey;
+  throw new Error(`Cannot be a server of kind "${kind}"`);
+}
+
+const plain = callbackOf(setUp.callback);
+const callback: Callback = setUp.bare ? plain : (message, context) => {
+  runs++;
+  if (setUp.record !== undefined) appendFileSync(setUp.record, `${JSON.stringify(message)}\n`);
+  if (setUp.watchAborts) {
+    const began = performance.now();
+    context.signal.addEventListener('abort', () =>
+      aborts.push({ message: message.slice(0, 100), afterMs: performance.now() - began, at: Date.now() }));
+  }
+  const value = plain(message, context);
+  if (value instanceof Promise) {
+    mostRunning = Math.max(mostRunning, ++running);
+    const done = () => { running--; };
+    value.then(done, done);
+  }
+  return value;
+};
+
+const key = setUp.key ?? 'TESTED';
+const server = new MicroServer(callback, key, { ports: { [key]: setUp.address ?? 0 }, ...setUp.options });
+if (setUp.signals) stopOnSignals(server);
+
+answer({
+  start: () => server.startListening(),
+  stop: (options: { graceMs?: number } | undefined) => server.stop(options),
+  stats: () => server.stats(),
+  turn: () => {},
+  block: (ms: number) => { // the event loop stands still
+    const end = performance.now() + ms;
+    while (performance.now() < end);
+  },
+  collect: async () => {
+    for (let times = 0; times < 3; times++) {
+      globalThis.gc?.();
+      await turn();
+    }
+  },
+  vitals: (): Vitals => {
+    const resources: Record<string, number> = {};
+    for (const name of process.getActiveResourcesInfo()) resources[name] = (resources[name] ?? 0) + 1;
+    const { rss, heapUsed, external } = process.memoryUsage();
+    return { rssBytes: rss, heapBytes: heapUsed, externalBytes: external, timers: liveTimers(),
+      resources, troubles, runs, running, mostRunning, aborts,
+      prototypeNames: Reflect.ownKeys(Object.prototype).map(String) };
+  },
+});
+ready(setUp.listen === false ? {} : await server.startListening());

@@ -1,0 +1,114 @@
+import { afterAll, describe, expect, it } from 'vitest';
+import { frames, type Dialect } from '../lib/micro_client.ts';
+import { MicroServer, type Service } from '../lib/micro_server.ts';
+import { createEcho } from '../services/echo.ts';
+import { FUZZ_SEED } from './helpers/random.ts';
+import {
+  askDuplex, askSocket, checkAnswer, checkVector, closesItself, loadVectors, splits, type Vector,
+} from './helpers/vectors.ts';
+
+const FILES = ['lines.json', 'frames.json', 'frames_client.json'];
+const servers = new Map<number, Promise<MicroServer>>();
+
+/** One echo server for each `maxMessageBytes`. */
+function echoServer(maxMessageBytes: number): Promise<MicroServer> {
+  const known = servers.get(maxMessageBytes) ?? (async () => {
+    const server = new MicroServer(createEcho(), 0, { maxMessageBytes });
+    await server.startListening();
+    return server;
+  })();
+  servers.set(maxMessageBytes, known);
+  return known;
+}
+afterAll(async () => {
+  for (const server of servers.values()) await (await server).stop();
+});
+
+async function checkServer(server: MicroServer, vector: Omit<Vector, 'dialect'>, fin: boolean): Promise<void> {
+  checkAnswer(vector, await askSocket(server.address?.port as number, vector.bytes, fin), 'over tcp');
+  for (const [how, pieces] of splits(vector.bytes, FUZZ_SEED, 3)) {
+    if (how.startsWith('cut')) continue;
+    checkAnswer(vector, await askDuplex(server, pieces, fin), how);
+  }
+}
+
+describe.each(FILES)('%s', (file) => {
+  const vectors = loadVectors(file);
+  it.each(vectors)('a codec, in any split: $name', (vector) => {
+    for (const [how, pieces] of splits(vector.bytes)) checkVector(vector, pieces, how);
+  });
+  it.each(vectors.filter(({ answer }) => answer !== undefined))('an echo server: $name', async (vector) => {
+    await checkServer(await echoServer(vector.maxMessageBytes), vector, !closesItself(vector));
+  });
+});
+
+describe('first_bytes.json', () => {
+  const vectors = loadVectors('first_bytes.json') as unknown as (Omit<Vector, 'dialect'> & { dialect: string })[];
+  it.each(vectors)('$name: $dialect', async (vector) => {
+    const { bytes, dialect } = vector;
+    expect(frames().matches(bytes), 'frames').toBe(dialect === 'frames' ? 'yes'
+      : dialect === 'undecided' ? 'more' : 'no');
+    await checkServer(await echoServer(1024 * 1024), vector, dialect !== 'none');
+  });
+
+  it.each(['lines', 'frames'])('tells the service the dialect: %s', async (wanted) => {
+    const told: string[] = [];
+    const server = new MicroServer((message, { client }) => { told.push(client.dialect); return message; }, 0);
+    const vector = vectors.find(({ dialect, answer }) => dialect === wanted && answer?.at(-1) !== undefined);
+    for (const [, pieces] of splits(vector?.bytes ?? Buffer.of(), FUZZ_SEED, 2)) await askDuplex(server, pieces);
+    expect(new Set(told)).toEqual(new Set([wanted]));
+  });
+
+  it('tells a service that has `connected` the dialect too', async () => {
+    const told: string[] = [];
+    const service: Service = { connected() {}, callback: (message, { client }) => { told.push(client.dialect); return message; } };
+    await askDuplex(new MicroServer(service, 0), [Buffer.from('a\n')]);
+    expect(told).toEqual(['lines']);
+  });
+
+  /** A dialect that begins with FF and a digit, and answers at once. */
+  const claiming = (name: string, matches: Dialect['matches']): Dialect => ({
+    name, ordered: true, matches, open: () => ({
+      heldBytes: 0, request: () => '', encode: () => '',
+      receive: (chunk, sink) => sink.write(`${name} ${Buffer.from(chunk).toString('hex')}\n`),
+    }),
+  });
+  it('an enabled dialect takes what would be refused, byte by byte too', async () => {
+    const ff = claiming('ff', (head) => (head[0] !== 0xff ? 'no' : head.length < 2 ? 'more' : 'yes'));
+    const server = new MicroServer(createEcho(), 0, { dialects: [ff] });
+    const bytes = Buffer.from('ff00', 'hex');
+    expect(String(await askDuplex(server, [bytes]))).toBe('ff ff00\n');
+    expect(String(await askDuplex(server, [bytes.subarray(0, 1), bytes.subarray(1)]))).toBe('ff ff00\n');
+    expect(String(await askDuplex(server, [Buffer.from('fe\n')]))).toBe('fe\n');
+  });
+  it('what a dialect might still claim is lines once it does not, or at FIN', async () => {
+    const digits = claiming('sized', (head) => {
+      const text = Buffer.from(head).toString('latin1');
+      return !/^\d+ *$/.test(text) ? 'no' : text.length < 8 ? 'more' : 'yes';
+    });
+    const server = new MicroServer(createEcho(), 0, { dialects: [digits] });
+    for (const pieces of [['12'], ['1', '2'], ['12\n'], ['1', '2', '\n']]) {
+      expect(String(await askDuplex(server, pieces.map((piece) => Buffer.from(piece)))), pieces.join('|')).toBe('12\n');
+    }
+    expect(String(await askDuplex(server, [Buffer.from('12   '), Buffer.from('   ')]))).toMatch(/^sized /);
+  });
+});
+
+describe('replies over lines come in the order of the requests', () => {
+  const wanted = Array.from({ length: 600 }, (_, i) => (i === 290 ? 'pong' : i === 580 ? 'bad' : String(i)));
+  const bytes = Buffer.concat(wanted.map((line) => (line === 'bad' ? Buffer.from([0x80, 10])
+    : Buffer.from(line === 'pong' ? '$ping\n' : `${line}\n`))));
+  const shown = (answer: Buffer): string[] => answer.toString().trimEnd().split('\n')
+    .map((line) => (line.startsWith('ERR BAD_MESSAGE') ? 'bad' : line));
+  it('at once', async () => {
+    const server = new MicroServer((message) => message, 0);
+    expect(shown(await askDuplex(server, [bytes]))).toEqual(wanted);
+  });
+  it('from callbacks that end in any order', async () => {
+    const server = new MicroServer(async (message) => {
+      for (let turns = Number(message) % 7; turns > 0; turns--) await null;
+      return message;
+    }, 0, { maxInFlight: 10 });
+    for (const [, pieces] of splits(bytes, FUZZ_SEED, 2)) expect(shown(await askDuplex(server, pieces))).toEqual(wanted);
+  });
+});
