@@ -14,9 +14,10 @@ import { parseDuration, parseSize } from './units.ts';
 
 /** What to type to run this file again. */
 const SELF = import.meta.url.endsWith('.ts') ? 'npx tsx lib/cli.ts' : 'npx portcall';
-const asJson = process.argv.includes('--json');
+/** Known before all else, so that wrong use is told as JSON too; behind `--` it is a text to send. */
+const asJson = process.argv.find((arg) => arg === '--json' || arg === '--') === '--json';
 
-// ----------------------------------------------------------------------------- What can be asked
+// ------------------------------------------------------------------------------- What can be asked
 
 interface Option {
   /** What its value looks like in the help; a switch has none. */
@@ -128,7 +129,7 @@ const EXIT_CODES: Readonly<Record<ErrorCode, 1 | 2 | 3>> = {
   CONNECTION_REFUSED: 3, CONNECT_TIMEOUT: 3, TIMEOUT: 3, CONNECTION_LOST: 3, ABORTED: 3, CLOSED: 3,
 };
 
-// --------------------------------------------------------------------------------- The commands
+// ----------------------------------------------------------------------------------- The commands
 
 async function serve([what = '']: readonly string[], given: Given): Promise<void> {
   const builtIn = Object.hasOwn(BUILT_INS, what) ? BUILT_INS[what] : undefined;
@@ -139,23 +140,25 @@ async function serve([what = '']: readonly string[], given: Given): Promise<void
     throw new Error(`Cannot serve "${what}" with --${foreign}: that is another service's option`);
   }
   const service = await (builtIn?.create(optionsOf(own, given)) ?? load(what));
-  const key = String(given['key'] ?? builtIn?.key ?? basename(what, extname(what)).toUpperCase());
-  const port = given['port'] === undefined
-    ? (given['key'] === undefined ? builtIn?.port : undefined) : parsePort(String(given['port']));
+  const key = String(given.key ?? builtIn?.key ?? basename(what, extname(what)).toUpperCase());
+  const standard = given.key === undefined ? builtIn?.port : undefined;
+  const port = given.port === undefined ? standard : parsePort(String(given.port));
   const server = new MicroServer(service, key, {
     ...optionsOf(SERVER, given), ...(port !== undefined && { ports: { [key]: port } }),
   });
-  const { url } = await server.startListening();
+  const { url } = await server.startListening().catch(async (error: unknown) => {
+    await server.stop(); // the service too: it may have opened something
+    throw error;
+  });
   stopOnSignals(server);
   print(`listening on ${url} (${key})`, { listening: url, key });
 }
 
 async function send([key = '', text = '']: readonly string[], given: Given): Promise<void> {
-  const client = new MicroClient(/^\d+$/.test(key) ? Number(key) : key, optionsOf(CLIENT, given));
+  const client = new MicroClient(key, optionsOf(CLIENT, given));
   for await (const message of text === '-' ? linesOf(process.stdin) : [text]) {
     try {
-      const reply = await client.sendMessage(message);
-      print(reply, { reply });
+      for await (const reply of client.streamMessage(message)) print(reply, { reply });
     } catch (error) {
       if (exitCodeOf(error) !== 1) throw error;
       complain(error); // the service's own answer: the lines behind this one may do better
@@ -165,12 +168,12 @@ async function send([key = '', text = '']: readonly string[], given: Given): Pro
 }
 
 async function up(_: readonly string[], given: Given): Promise<void> {
-  if (given['demo'] !== true) {
+  if (given.demo !== true) {
     throw new Error(`Cannot run "up" alone: it shows the kit's services. Try ${SELF} up --demo`);
   }
   const { runDemos, tellStep } = await import('./demo.ts');
   const show = (step: Parameters<typeof tellStep>[0]) => print(tellStep(step), step);
-  if (await runDemos({ once: given['once'] === true, show, self: SELF })) return;
+  if (await runDemos({ once: given.once === true, show, self: SELF })) return;
   complain(new Error('Cannot pass the demo: a service gave another reply than expected'));
   process.exitCode = 1;
 }
@@ -182,7 +185,8 @@ async function load(file: string): Promise<Service | Callback> {
   const refuse = (why: string, cause?: unknown) =>
     new Error(`Cannot serve "${file}": ${why}`, { cause });
   if (!existsSync(file)) {
-    throw refuse(`there is no such file, nor a service of that name. Known: ${Object.keys(BUILT_INS).join(', ')}`);
+    throw refuse('there is no such file, nor a service of that name. ' +
+      `Known: ${Object.keys(BUILT_INS).join(', ')}`);
   }
   let service: unknown;
   try {
@@ -224,7 +228,7 @@ function parsePort(text: string): number {
   throw new Error(`Cannot read "${text}" as a port: expected a whole number from 0 to 65535`);
 }
 
-// ------------------------------------------------------------------------------------ In and out
+// -------------------------------------------------------------------------------------- In and out
 
 async function main([name = '', ...rest]: readonly string[]): Promise<void> {
   if (name === '--help' || name === '-h') return print(overview());
@@ -232,10 +236,11 @@ async function main([name = '', ...rest]: readonly string[]): Promise<void> {
   const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (command === undefined) {
     const what = name === '' ? 'without a command' : `"${name}"`;
-    throw new Error(`Cannot run ${what}: expected ${Object.keys(COMMANDS).join(', ')}. Try ${SELF} --help`);
+    throw new Error(`Cannot run ${what}: expected ${Object.keys(COMMANDS).join(', ')}. ` +
+      `Try ${SELF} --help`);
   }
   const { given, takes } = parse(name, command, rest);
-  if (given['help'] === true) return print(helpOf(name, command));
+  if (given.help === true) return print(helpOf(name, command));
   if (takes.length !== command.takes.length) {
     throw new Error(`Cannot run "${name}" with ${takes.length} arguments: ` +
       `expected ${command.takes.join(' ') || 'none'}. Put quotes around a text with blanks`);
@@ -246,13 +251,13 @@ async function main([name = '', ...rest]: readonly string[]): Promise<void> {
 
 function parse(name: string, command: Command, args: readonly string[]):
   { given: Given; takes: readonly string[] } {
-  const options = Object.fromEntries(Object.entries({ ...command.options, ...EVERYWHERE })
-    .map(([option, { value }]) => [option, { type: value === undefined ? 'boolean' : 'string' } as const]));
+  const options = Object.fromEntries(Object.entries({ ...command.options, ...EVERYWHERE }).map(
+    ([option, { value }]) => [option, { type: value === undefined ? 'boolean' : 'string' } as const]));
   try {
     const { values, positionals } = parseArgs({ args: [...args], options, allowPositionals: true });
     return { given: values as Given, takes: positionals };
   } catch (error) {
-    const [why = ''] = messageOf(error).split(/\. |\n/); // further sentences are advice of another house
+    const [why = ''] = messageOf(error).split(/\. |\n/); // behind it stands advice of Node's
     throw new Error(`Cannot run "${name}": ${why[0]?.toLowerCase()}${why.slice(1)}. ` +
       `Try ${SELF} ${name} --help`, { cause: error });
   }
@@ -315,6 +320,6 @@ process.stdout.on('error', () => process.exit()); // nobody reads on: `| head`
 process.stderr.on('error', () => {}); // nor here, which is no reason to stop serving
 main(process.argv.slice(2)).catch((error: unknown) => {
   complain(error);
-  // What a service opened before it could not start must not keep the process alive.
+  // Nothing that a service opened may keep the process alive now.
   process.stderr.write('', () => process.exit(exitCodeOf(error)));
 });

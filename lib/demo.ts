@@ -72,8 +72,8 @@ export async function runDemos({ demos = DEMOS, once, show, self }: DemoOptions)
   try {
     for (const { key, create, exchanges } of demos) {
       const server = new MicroServer(await create(), key, once ? { ports: { [key]: 0 } } : {});
-      const address = await server.startListening();
       servers.push(server);
+      const address = await server.startListening();
       if (!once) stopOnSignals(server);
       show({ key, listening: address.url });
       const client = new MicroClient(address.url);

@@ -92,6 +92,7 @@ export interface ServeOptions {
   hello?: Readonly<Record<string, string>>;
 }
 
+/** Makes a function, or a whole service, answer on a named port. */
 export class MicroServer {
   readonly #key: string | number;
   readonly #options: ServerOptions;
@@ -131,7 +132,9 @@ export class MicroServer {
 
   /** Stops accepting, answers what is in flight (for `graceMs`, by default `drainMs`), closes. */
   stop({ graceMs = this.#hub.limits.drainMs }: { graceMs?: number } = {}): Promise<void> {
-    return this.#stopping ??= this.#stop(graceMs).finally(() => { this.#stopping = this.#starting = undefined; });
+    const starting = this.#starting;
+    this.#starting = undefined;
+    return this.#stopping ??= this.#stop(graceMs, starting).finally(() => { this.#stopping = undefined; });
   }
 
   /** Serves one connected duplex, whoever dialled it: what a worker and a transport build on. */
@@ -175,11 +178,13 @@ export class MicroServer {
     }
   }
 
-  async #stop(graceMs: number): Promise<void> {
-    await this.#starting?.catch(() => {});
+  async #stop(graceMs: number, starting: Promise<Address> | undefined): Promise<void> {
+    await starting?.catch(() => {});
     const listener = this.#listener;
     this.#listener = undefined;
-    await Promise.all([listener?.close(), this.#hub.drain(graceMs)]);
+    await listener?.close();
+    for (let turns = 0; turns < 2; turns++) await turn(); // reads what the last of them said
+    await this.#hub.drain(graceMs);
     await this.#hub.service.stop?.();
   }
 }
@@ -214,7 +219,7 @@ async function onSignal(name: NodeJS.Signals): Promise<void> {
 // ----------------------------------------------------------------------------------------- What connections share
 
 /** How long a refused peer may take to close its side, and one whose server stops. */
-const LINGER_MS = { refused: 1_000, drained: 150 };
+const LINGER_MS = { refused: 1_000, drained: 100 };
 /** A refusal waits so long for the bytes that tell its dialect, and so many do at a time. */
 const REFUSAL_WAIT = { ms: 1_000, connections: 32 };
 /** Requests of a connection that wait undispatched. */
@@ -357,27 +362,28 @@ class Connection implements Sink {
   #heldBytes = 0;
   #turn = 0; // messages that may still be handled in this tick
   #isPumping = false;
-  #isPaused = false;
+  #isPaused = false; // is not read
+  #isFlooded = false; // does not read
   #errors = 0;
   #bytesIn = 0;
   #isMet = false; // the service was told of the client
   #now = now(); // of the last chunk
-  #partial = { since: 0, bytes: 0 };
+  #partialSince = 0; // an unfinished message of #partialBytes
+  #partialBytes = 0;
   #lingerUntil = Infinity;
   #handled = 0; // messages answered at once, since the chunk began
 
   constructor(hub: Hub, duplex: Duplex, how: ServeOptions, refusal?: MicroError) {
     this.hub = hub;
     this.#duplex = duplex;
-    this.#outbox = new Outbox(duplex);
+    this.#outbox = new Outbox(duplex, this);
     this.#how = how;
     this.#refusal = refusal;
     this.#isAuthorized = how.side === 'dialled' || hub.isToken(undefined);
     hub.connections.add(this);
     duplex.on('data', (chunk: Buffer) => this.#receive(chunk));
     duplex.on('end', () => this.#ended());
-    duplex.on('drain', () => this.#drained());
-    duplex.on('error', () => this.#abortAll('the connection was lost'));
+    duplex.on('error', NOTHING_TO_DO); // a close follows
     duplex.on('close', () => this.#closed());
     if (how.dialect !== undefined) this.#open(how.dialect);
     if (refusal === undefined) return;
@@ -397,11 +403,6 @@ class Connection implements Sink {
     this.#now = now();
     hub.counts.bytesIn += chunk.length;
     this.#bytesIn += chunk.length;
-    if (!this.#isAuthorized && this.#bytesIn > hub.limits.maxUnauthorizedBytes) {
-      hub.met('maxUnauthorizedBytes');
-      return this.close(new MicroError('MESSAGE_TOO_LARGE',
-        `Cannot read over ${hub.limits.maxUnauthorizedBytes} bytes before the token. Send it first`));
-    }
     const bytes = this.#codec === undefined ? this.#sniff(chunk, false) : chunk;
     if (bytes === undefined) return;
     if (!this.#isMet && this.#refusal === undefined) {
@@ -410,6 +411,11 @@ class Connection implements Sink {
     }
     if (this.#held === undefined) this.#turn = hub.limits.maxLinesPerTick;
     this.#codec?.receive(bytes, this);
+    if (!this.#isAuthorized && this.#bytesIn > hub.limits.maxUnauthorizedBytes) {
+      hub.met('maxUnauthorizedBytes');
+      this.close(new MicroError('MESSAGE_TOO_LARGE',
+        `Cannot read over ${hub.limits.maxUnauthorizedBytes} bytes before the token. Send it first`));
+    }
     this.#recordHandled();
     this.#watchPartial(this.#codec?.heldBytes ?? 0);
     this.#throttle();
@@ -452,9 +458,9 @@ class Connection implements Sink {
     const head = this.#head && this.#sniff(EMPTY, true);
     if (head !== undefined) this.#codec?.receive(head, this);
     this.#codec?.end?.(this);
-    const ping = this.inFlight > 0 ? this.#codec?.control?.('ping', 0) : undefined;
-    if (ping !== undefined) this.write(ping); // a reset comes back where nobody is left
     this.#finish();
+    this.#ping(); // a reset comes back where nobody is left,
+    setTimeout(() => this.#ping(), 30).unref(); // and is seen when it is written to again
   }
 
   // What the codec tells.
@@ -757,7 +763,6 @@ class Connection implements Sink {
   #throttle(): void {
     const isFull = this.#held !== undefined && (this.#held.length - this.#heldFrom > MAX_HELD.messages ||
       this.#heldBytes > MAX_HELD.bytes || this.#duplex.writableLength > this.hub.limits.maxOutputBytes / 4);
-    if (this.#duplex.writableNeedDrain) this.#watchOutput(this.hub.limits.outputTimeoutMs);
     if (isFull === this.#isPaused) return;
     this.#isPaused = isFull;
     if (!isFull) return void this.#duplex.resume();
@@ -766,30 +771,35 @@ class Connection implements Sink {
     this.hub.alarm.at(this.#now + PAUSED_PING_MS);
   }
 
-  /** A socket's own timer: it sees what the system takes of one large write. 0 ends it. */
-  #watchOutput(ms: number): void {
-    (this.#duplex as Partial<Socket>).setTimeout?.(ms, this.#stalled);
+  /** The peer reads more slowly than it is written to. */
+  flooded(): void {
+    if (this.#isFlooded) return;
+    this.#isFlooded = true;
+    this.#watchOutput();
+    this.#duplex.once('drain', () => {
+      this.#isFlooded = false;
+      (this.#duplex as Partial<Socket>).setTimeout?.(0);
+      for (const request of this.#requests?.values() ?? []) request.wake();
+      if (this.#held !== undefined) this.#pumpSoon();
+      this.#throttle();
+    });
   }
 
-  readonly #stalled = (): void => {
-    if (this.#duplex.writableLength === 0) return;
-    this.hub.met('outputTimeoutMs');
-    this.#duplex.destroy();
-  };
-
-  #drained(): void {
-    this.#watchOutput(0);
-    for (const request of this.#requests?.values() ?? []) request.wake();
-    if (this.#held !== undefined) this.#pumpSoon();
-    this.#throttle();
+  /** A socket's own timer sees what the system takes of one large write. */
+  #watchOutput(): void {
+    (this.#duplex as Partial<Socket>).setTimeout?.(this.hub.limits.outputTimeoutMs, () => {
+      if (this.#duplex.writableLength === 0) return;
+      this.hub.met('outputTimeoutMs');
+      this.#duplex.destroy();
+    });
   }
 
   #watchPartial(bytes: number): void {
-    if (bytes > 0 && (this.#partial.bytes === 0 || bytes < this.#partial.bytes)) {
-      this.#partial.since = this.#now;
+    if (bytes > 0 && (this.#partialBytes === 0 || bytes < this.#partialBytes)) {
+      this.#partialSince = this.#now;
       this.hub.alarm.at(this.#now + this.hub.limits.partialTimeoutMs);
     }
-    this.#partial.bytes = bytes;
+    this.#partialBytes = bytes;
   }
 
   /** Ends what is overdue; tells when to look again. */
@@ -800,23 +810,28 @@ class Connection implements Sink {
       if (request.dueAt <= at) this.#timeOut(request, `Cannot answer within ${Math.round(request.limitMs)} ms`);
       else next = Math.min(next, request.dueAt);
     }
-    const { since, bytes } = this.#partial;
+    const bytes = this.#partialBytes;
     if (bytes > 0 && this.#state === 'open') {
-      const due = since + Math.max(limits.partialTimeoutMs, bytes / 1.024);
+      const due = this.#partialSince + Math.max(limits.partialTimeoutMs, bytes / 1.024);
       if (due > at) next = Math.min(next, due);
       else {
         this.hub.met('partialTimeoutMs');
         this.close(new MicroError('TIMEOUT', `Cannot wait longer for the rest of a message: ${bytes} bytes came in ` +
-          `${Math.round(at - since)} ms`, { outcome: 'refused' }));
+          `${Math.round(at - this.#partialSince)} ms`, { outcome: 'refused' }));
       }
     }
     if (this.#refusal !== undefined && this.#state === 'open') this.close(this.#refusal);
-    if (this.#lingerUntil <= at && this.#duplex.writableLength === 0) this.#duplex.destroy();
-    else next = Math.min(next, Math.max(this.#lingerUntil, at + 50));
+    if (this.#lingerUntil > at) next = Math.min(next, this.#lingerUntil);
+    else if (this.#duplex.writableLength === 0) this.#duplex.destroy();
+    else next = Math.min(next, at + 50);
     if (!this.#isPaused) return next;
-    const ping = this.#duplex.writableNeedDrain ? undefined : this.#codec?.control?.('ping', 0);
-    if (ping !== undefined) this.write(ping); // for the peer's are not read
+    this.#ping(); // for the peer's are not read
     return Math.min(next, at + PAUSED_PING_MS);
+  }
+
+  #ping(): void {
+    const ping = this.inFlight > 0 && !this.#duplex.writableNeedDrain ? this.#codec?.control?.('ping', 0) : undefined;
+    if (ping !== undefined) this.write(ping);
   }
 
   #timeOut(request: Request, why: string): void {
@@ -854,7 +869,7 @@ class Connection implements Sink {
     this.#state = 'lingering';
     this.#outbox.flush();
     this.#duplex.end();
-    this.#watchOutput(this.hub.limits.outputTimeoutMs);
+    this.#watchOutput();
     this.#duplex.resume();
     this.#lingerUntil = now() + ms;
     this.hub.alarm.at(this.#lingerUntil);
@@ -1063,6 +1078,7 @@ function urlOf(host: string, port = 0): string {
 
 /** Who listens there, as far as Linux tells: `pid 4121 (node)`. */
 async function findHolder({ host = '', port = 0 }: Address): Promise<string> {
+  if (port === 0) return 'another process'; // a Unix socket: the system doesn't tell
   const signal = AbortSignal.timeout(1500); // 30 ms on a machine at rest
   const hexHost = host === '::1' ? '01000000' : !isIPv4(host) || host === '0.0.0.0' ? ''
     : Buffer.from(host.split('.').reverse().map(Number)).toString('hex');

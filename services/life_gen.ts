@@ -22,13 +22,15 @@ const OWN_FILE = fileURLToPath(new URL('life_gen.csv', import.meta.url));
 export function createLifeGen({ file = OWN_FILE, random = Math.random }: LifeGenOptions = {}): Service {
   const linesOf = readLines(file);
   const known = [...linesOf.keys()].sort();
+  const [first = ''] = known;
+  const [line = ''] = linesOf.get(first) ?? [];
   return {
     contract: {
-      summary: 'Gives short true lines about a category, by chance.',
+      summary: 'Gives lines of a category, by chance.',
       messages: {
-        category: { example: 'music', reply: 'A piano has 88 keys, 52 white and 36 black.' },
-        several: { example: 'space 2', reply: '["Saturn is less dense than water.","Sunsets on …"]' },
-        categories: { example: 'categories', reply: '["animals","art","body","computing","…"]' },
+        category: { example: first, reply: line },
+        several: { example: `${first} 1`, reply: JSON.stringify([line]) },
+        categories: { example: 'categories', reply: JSON.stringify(known) },
       },
     },
     callback(message) {

@@ -5,7 +5,7 @@
  * speed changes from minute to minute: what counts is the median of the rounds' ratios.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
-import { cpus, tmpdir } from 'node:os';
+import { cpus, loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { build, findWs } from './build.ts';
@@ -13,8 +13,8 @@ import { canPin } from './child.ts';
 import { SHAPES, median, type Bar, type Bench, type Shape, type Side, type Unit } from './shapes.ts';
 
 const ROUNDS = { full: 5, quick: 2 };
-const FULL = { warmUpMs: 400, slices: 8, sliceMs: 100, scriptRuns: 15 };
-const QUICK = { warmUpMs: 200, slices: 4, sliceMs: 70, scriptRuns: 9 };
+const FULL = { warmUpMs: 300, slices: 8, sliceMs: 100, scriptRuns: 15 };
+const QUICK = { warmUpMs: 200, slices: 4, sliceMs: 60, scriptRuns: 7 };
 
 interface Row {
   shape: string;
@@ -60,7 +60,8 @@ async function main(): Promise<void> {
   const [core] = cpus();
   const machine = `node ${process.version}, ${cpus().length} × ${core?.model.trim() ?? 'unknown'}`;
   const pinning = twoCores ? 'server on core 0, client on core 1' : 'not pinned: taskset or core 1 is missing';
-  tell(`${machine}\n${pinning}; ${rounds} rounds\n\n${HEADING}`);
+  const loadBefore = loadavg()[0] ?? 0; // what others do here at the same time falsifies the ratios too
+  tell(`${machine}, load average ${loadBefore.toFixed(2)}\n${pinning}; ${rounds} rounds\n\n${HEADING}`);
 
   const rows: Row[] = [];
   for (const shape of shapes) {
@@ -70,7 +71,7 @@ async function main(): Promise<void> {
   }
   if (values.json) {
     const settings = values.quick ? QUICK : FULL;
-    console.log(JSON.stringify({ machine, pinning, rounds, settings, rows }, null, 2));
+    console.log(JSON.stringify({ machine, loadBefore, pinning, rounds, settings, rows }, null, 2));
   }
   if (rows.some(({ verdict }) => verdict === 'FAILED')) process.exitCode = 1;
   if (values.strict && rows.some(({ verdict }) => verdict === 'MISSED')) process.exitCode = 1;

@@ -111,8 +111,8 @@ fault('A16', 'a client that is sent replies to ids that it never asked by', asyn
   await RawServer.with((socket) => {
     let sent = 0;
     eachLine(socket, (line) => {
-      if (line.startsWith('\x01')) return socket.write('\x01portcall/1\n');
       const [, slot, text] = /^(\d+) (.*)$/.exec(line) ?? [];
+      if (line.startsWith('\x01')) socket.write('\x01portcall/1\n');
       if (slot === undefined) return;
       // Each reply twice over is the worst: the second is to an id that is unknown by then.
       socket.write(`${odd[sent++ % odd.length]}\n${slot} ${text}\n${slot} twice\n`);
@@ -130,7 +130,7 @@ fault('A16', 'a client that is sent replies to ids that it never asked by', asyn
 });
 
 /** What a client may be told by what is no server of ours, `isGreeted` once it has said hello. */
-const GARBAGE: Record<string, (socket: Socket, random: Random) => void> = {
+const GARBAGE: Record<string, (socket: Socket, random: Random) => unknown> = {
   'random bytes': (socket, random) => void socket.end(random.bytes(random.between(1, 3_000))),
   'random bytes behind a hello': (socket, random) =>
     void socket.end(Buffer.concat([Buffer.from('\x01portcall/1\n'), random.bytes(random.between(1, 3_000))])),
@@ -162,13 +162,16 @@ const GARBAGE: Record<string, (socket: Socket, random: Random) => void> = {
     const frame = random.pick(['0 half', '0! TIME', '0\\ ha', '0', '0!', 'drain', 'goodbye PRO']);
     socket.end(`\x01portcall/1\n${frame.slice(0, random.between(1, frame.length))}`);
   },
-  'half a frame, then RST': (socket) => void socket.write('\x01portcall/1\n0 half', () => socket.resetAndDestroy()),
+  'half a frame, then RST': (socket) => socket.once('data', () => // else it may be reset before it is connected
+    void socket.write('\x01portcall/1\n0 half', () => socket.resetAndDestroy())),
 };
 const X = Buffer.alloc(64 * 1024, 'x');
 
+/** Writes on and on, a turn of the event loop apart, so that both sides get on. */
 function endlessly(socket: Socket, next: () => Buffer): void {
   const go = (): void => {
-    while (!socket.destroyed && socket.writable && socket.write(next()));
+    if (socket.destroyed || !socket.writable) return;
+    if (socket.write(next())) setImmediate(go);
   };
   socket.on('drain', go);
   go();
@@ -179,47 +182,50 @@ function echoFrames(socket: Socket): void {
   eachLine(socket, (line) => {
     if (line.startsWith('\x01')) socket.write('\x01portcall/1\n');
     else if (/^\d+ /.test(line)) socket.write(`${line}\n`);
-    else if (line === 'goodbye') socket.end();
   });
 }
 
 fault('A18', 'a client against garbage', async () => {
-  const DEADLINE_MS = 3_000;
+  const DEADLINE_MS = 1_500;
   const MAX_BYTES = 64 * 1024;
+  const MOST_TRIES = 3; // a client may need a time-out or two to learn that nothing good will come
   const kinds = Object.keys(GARBAGE);
   const seeds = Array.from({ length: fuzzRuns(FULL ? 1_000 : 20 * kinds.length) }, (_, run) => FUZZ_SEED + run);
-  const told: Record<string, Set<string>> = {};
-  const wrong: string[] = [];
+  const wrong = new Map<string, string>(); // by kind: the first is enough
   const one = async (seed: number, run: number): Promise<void> => {
     const random = seeded(seed);
     const kind = kinds[run % kinds.length] as string;
+    if (wrong.has(kind)) return;
     await RawServer.with((socket, number) => {
       if (number > 0) return echoFrames(socket); // dialled again, it is a good one
       socket.resume();
       GARBAGE[kind]?.(socket, random);
     }, async ({ port }) => {
       const client = new MicroClient(port, { timeoutMs: DEADLINE_MS, maxMessageBytes: MAX_BYTES, log: () => {} });
-      const how = `${kind} (FUZZ_SEED=${seed})`;
+      const fails = (how: string) => wrong.set(kind, `${kind}: ${how} (FUZZ_SEED=${seed})`);
       const began = performance.now();
       const end = await client.sendMessage('x').then((reply) => `the reply ${JSON.stringify(reply)}`,
-        (error: unknown) => (error instanceof MicroError ? error.code : `${String(error)}`));
+        (error: unknown) => (error instanceof MicroError ? error.code : String(error)));
       const ms = performance.now() - began;
-      (told[kind] ??= new Set()).add(end);
-      if (!['PROTOCOL_ERROR', 'CONNECTION_LOST'].includes(end) && !(kind === 'an endless reply' && end === 'MESSAGE_TOO_LARGE')) {
-        wrong.push(`${how}: ${end}`);
+      const isAllowed = ['PROTOCOL_ERROR', 'CONNECTION_LOST'].includes(end) ||
+        (kind === 'an endless reply' && end === 'MESSAGE_TOO_LARGE');
+      if (!isAllowed) fails(end);
+      else if (ms > DEADLINE_MS + 250) fails(`settled after ${Math.round(ms)} ms`);
+      else {
+        let again = '';
+        for (let tries = 0; tries < MOST_TRIES && again !== 'again'; tries++) {
+          again = await client.sendMessage('again').catch((error: unknown) => String(error));
+        }
+        if (again !== 'again') fails(`${end}, then ${MOST_TRIES} calls in a row got ${again.slice(0, 200)}`);
       }
-      if (ms > DEADLINE_MS + 250) wrong.push(`${how}: settled after ${Math.round(ms)} ms`);
-      const again = await client.sendMessage('again').catch((error: unknown) => String(error));
-      if (again !== 'again') wrong.push(`${how}: the next call got ${again.slice(0, 200)}`);
-      await within(2_000, client.close(), `the end of the client after ${how}`);
+      await within(4_000, client.close(), 'its end').catch((error: unknown) => fails(String(error)));
     });
   };
   const waiting = seeds.entries();
   await Promise.all(Array.from({ length: 8 }, async () => {
     for (const [run, seed] of waiting) await one(seed, run);
   }));
-  expect(wrong, `${seeds.length} seeds; told: ${kinds.map((kind) => `${kind}: ${[...told[kind] ?? []].join(', ')}`).join('; ')}`)
-    .toEqual([]);
+  expect([...wrong.values()]).toEqual([]);
 });
 
 fault('A18', 'what a client holds of an endless line', async () => {
@@ -234,7 +240,7 @@ fault('A18', 'what a client holds of an endless line', async () => {
       endlessly(socket, () => {
         written += X.length;
         if (written % MIB === 0) most = Math.max(most, process.memoryUsage().external);
-        if (written > 256 * MIB) socket.end();
+        if (written > (FULL ? 512 : 64) * MIB) socket.end();
         return X;
       });
     }, async ({ port }) => {
@@ -248,26 +254,29 @@ fault('A18', 'what a client holds of an endless line', async () => {
 });
 
 fault('A19', 'replies 300 ms late to a deadline of 100 ms, slots reused at once', () => monitored(server, {}, async () => {
-  // 40 connections of 250 slots: 10,000. Who asks by hand may use a slot again at its TIMEOUT.
-  const [CONNECTIONS, SLOTS] = [40, 250];
+  // 10,000: 5 rounds of 8 connections of 250 slots. Who asks by hand may use a slot again at its TIMEOUT.
+  const [ROUNDS, CONNECTIONS, SLOTS] = [5, 8, 250];
   const slots = Array.from({ length: SLOTS }, (_, slot) => slot);
   const before = await server.stats();
-  await Promise.all(Array.from({ length: CONNECTIONS }, (_, at) => RawClient.with(server.port, async (client) => {
+  const reuse = (at: number) => RawClient.with(server.port, async (client) => {
     const late = slots.map((slot) => `${slot}@100 ${JSON.stringify({ waitMs: 300, reply: `late ${at} ${slot}` })}\n`);
     await client.write(HELLO + late.join(''));
     const [, ...ends] = await client.readLines(1 + SLOTS);
     expect(ends.map((line) => line.replace(/: .*/, '')), 'at the deadline').toEqual(slots.map((slot) => `${slot}! TIMEOUT m`));
     // Those that reuse the slots are pending themselves when the late replies come.
     const reused = slots.map((slot) => `${slot} ${JSON.stringify({ waitMs: 400, reply: `right ${at} ${slot}` })}\n`);
-    await client.write(reused.join(''));
-    client.fin();
+    client.fin(reused.join(''));
     const replies = framesOf((await client.readToFin()).toString());
     expect(replies.sort((a, b) => parseInt(a) - parseInt(b)), 'in the same slots').toEqual(
       slots.map((slot) => `${slot} right ${at} ${slot}`));
-  })));
+  });
+  for (let round = 0; round < ROUNDS; round++) {
+    await Promise.all(Array.from({ length: CONNECTIONS }, (_, at) => reuse(at)));
+  }
   const after = await server.stats();
-  expect(after.errors - before.errors, 'errors counted').toBe(CONNECTIONS * SLOTS);
-  expect((after.limits.callbackTimeoutMs ?? 0) - (before.limits.callbackTimeoutMs ?? 0), 'deadlines counted').toBe(CONNECTIONS * SLOTS);
+  expect(after.errors - before.errors, 'errors counted').toBe(ROUNDS * CONNECTIONS * SLOTS);
+  expect((after.limits.callbackTimeoutMs ?? 0) - (before.limits.callbackTimeoutMs ?? 0), 'deadlines counted')
+    .toBe(ROUNDS * CONNECTIONS * SLOTS);
   await stillServes(server, { ask: 'fine' });
 }));
 
@@ -275,7 +284,7 @@ fault('A19', 'a client whose server is late by 300 ms and knows no cancel', asyn
   const [CLIENTS, CALLS] = [10, 1_000];
   await RawServer.with((socket) => {
     eachLine(socket, (line) => {
-      if (line.startsWith('\x01')) return socket.write('\x01portcall/1\n');
+      if (line.startsWith('\x01')) socket.write('\x01portcall/1\n');
       const [, slot, text = ''] = /^(\d+)\S* (.*)$/.exec(line) ?? [];
       if (slot === undefined) return;
       const reply = (): void => { if (socket.writable) socket.write(`${slot} ${text}\n`); };
@@ -343,8 +352,8 @@ fault('A21', 'hello of another version or none, a request in the same packet', (
   const runs = await runsOf(() => Promise.all(hellos.flatMap((hello) => [1_000, 3].map((pieceBytes) =>
     RawClient.with(server.port, async (client) => {
       const how = `${JSON.stringify(hello)}, ${pieceBytes} bytes a packet`;
-      const began = performance.now();
       await client.writeSlices(`${hello}\n0 run me\nrun me\n`, pieceBytes, () => server.hasRead());
+      const began = performance.now();
       const answer = (await client.readToFin(1_000, `FIN after ${how}`)).toString();
       expect(performance.now() - began, `${how}: ms to its end`).toBeLessThan(1_000);
       expect(answer, how).toMatch(/^(goodbye PROTOCOL_ERROR r: |ERR PROTOCOL_ERROR ).*(portcall\/1|frames).*\n$/);
@@ -355,13 +364,15 @@ fault('A21', 'hello of another version or none, a request in the same packet', (
 
 fault('A22', 'frames with a 100,000-byte id, ×1,000', () => monitored(server, {}, async () => {
   const long = '7'.repeat(100_000);
-  for (const frame of [`${long} bad`, `0#${long} bad`, `0~${long} bad`, `0@${long} bad`, `cancel ${long}`, `${long}! bad`]) {
+  const frames = [`${long} bad`, `0#${long} bad`, `0~${long} bad`, `0@${long} bad`, `cancel ${long}`, `${long}! bad`];
+  for (const [at, frame] of frames.entries()) {
+    const times = FULL || at < 2 ? 1_000 : 100;
     const how = `${frame.slice(0, 8)}…`;
     const runs = await runsOf(() => RawClient.with(server.port, async (client) => {
       await client.write(HELLO);
-      for (let count = 0; count < 1_000; count++) await client.write(`${frame}\n`);
+      for (let count = 0; count < times; count++) await client.write(`${frame}\n`);
       await client.write('1 fine\n');
-      const [, ...heard] = await client.readLines(1_002, 10_000);
+      const [, ...heard] = await client.readLines(2 + times, 10_000);
       expect(heard.pop(), how).toBe('1 fine');
       expect(new Set(heard.map((line) => line.slice(0, 21))), how).toEqual(new Set(['! PROTOCOL_ERROR r: C']));
       expect(Math.max(...heard.map((line) => line.length)), `${how}: none is sent back`).toBeLessThan(500);

@@ -7,6 +7,7 @@ import { MicroClient } from '../../lib/micro_client.ts';
 import { pause } from '../helpers/deadline.ts';
 import { fault, FULL, some } from '../helpers/faults.ts';
 import { MIB, monitored } from '../helpers/monitor.ts';
+import { everyCut, inBytes, inPackets, inTwo } from '../helpers/packets.ts';
 import { seeded } from '../helpers/random.ts';
 import { RawClient } from '../helpers/raw_client.ts';
 import { RawServer } from '../helpers/raw_server.ts';
@@ -38,31 +39,6 @@ async function runsOf(task: () => Promise<void>): Promise<string[]> {
   return recorder.recorded().slice(before);
 }
 
-const BATCH = 50;
-
-/**
- * Sends `bytes` once for each of `cuts`, in two packets that the server reads one by one, and gives all
- * that is answered up to FIN to `onAnswer`.
- */
-async function inTwo(server: ServerProcess, bytes: Buffer, cuts: readonly number[],
-  onAnswer: (answer: Buffer, how: string) => void): Promise<void> {
-  for (let from = 0; from < cuts.length; from += BATCH) {
-    const batch = cuts.slice(from, from + BATCH);
-    const clients = await Promise.all(batch.map(() => RawClient.connect(server.port)));
-    try {
-      await Promise.all(clients.map((client, at) => client.write(bytes.subarray(0, batch[at]))));
-      await server.hasRead();
-      await Promise.all(clients.map(async (client, at) => {
-        client.fin(bytes.subarray(batch[at]));
-        onAnswer(await client.readToFin(), `cut at ${batch[at]} of ${bytes.length}`);
-      }));
-    } finally {
-      for (const { socket } of clients) socket.destroy();
-    }
-  }
-}
-
-const everyCut = (bytes: Buffer): number[] => Array.from({ length: bytes.length - 1 }, (_, at) => at + 1);
 const linesOf = (bytes: Buffer): string[] => bytes.toString().split('\n');
 
 fault('A03', '10,000 requests in one write, over lines and frames', () => monitored(echo, {}, async () => {
@@ -109,6 +85,7 @@ fault('A04', '2-, 3-, 4-byte letters cut after each byte, 20 ms apart', () => mo
     expect((await client.readLines(2))[1], 'a request over frames').toBe(`0 ${text}`);
   });
   const toClient = RawServer.with(async (socket) => {
+    socket.on('end', () => socket.end());
     for (const byte of Buffer.from(`\x01portcall/1\n0 ${text}\n`)) {
       socket.write(Buffer.of(byte));
       await pause(GAP_MS);
@@ -138,7 +115,7 @@ fault('A05', 'lines that are not UTF-8, good lines between', () => monitored(ech
     expect(text, how).toBe(first); // the words of the errors too are the same on every split
   };
   await RawClient.with(echo.port, async (client) => check(Buffer.from(await client.ask(bytes)), 'whole'));
-  await inTwo(echo, bytes, everyCut(bytes), check);
+  await inPackets(echo, [...inTwo(bytes, everyCut(bytes)), inBytes(bytes)], (answer, { how }) => check(answer, how));
   const random = seeded();
   for (let run = 0; run < 10; run++) {
     await RawClient.with(echo.port, async (client) => {
@@ -178,14 +155,10 @@ fault('A07', 'CR before LF, twice, and inside a line; CR and LF in two packets',
   const whole = await runsOf(() => RawClient.with(recorder.port, async (client) => void await client.ask(bytes)));
   expect(whole, 'in one packet').toEqual(expected);
   for (const cut of everyCut(bytes)) {
-    const runs = await runsOf(() => inTwo(recorder, bytes, [cut], () => {}));
+    const runs = await runsOf(() => inPackets(recorder, inTwo(bytes, [cut]), () => {}));
     expect(runs, `cut at ${cut}`).toEqual(expected);
   }
-  const single = await runsOf(() => RawClient.with(recorder.port, async (client) => {
-    await client.writeSlices(bytes, 1, () => recorder.hasRead());
-    client.fin();
-    await client.readToFin();
-  }));
+  const single = await runsOf(() => inPackets(recorder, [inBytes(bytes)], () => {}));
   expect(single, 'byte by byte').toEqual(expected);
   const last = await runsOf(() => RawClient.with(recorder.port, async (client) => void await client.ask('a\r')));
   expect(last, 'CR, then FIN').toEqual(['a']);
@@ -203,8 +176,8 @@ fault('A08', 'empty lines, first and between', () => monitored(echo, {}, async (
       expect(await client.ask(empty), `only ${how}`).toBe('');
     });
   }
-  await inTwo(echo, Buffer.from('\n\r\none\n\r\n\ntwo\n'), everyCut(Buffer.from('\n\r\none\n\r\n\ntwo\n')),
-    (answer, how) => expect(answer.toString(), how).toBe('one\ntwo\n'));
+  const bytes = Buffer.from('\n\r\none\n\r\n\ntwo\n');
+  await inPackets(echo, inTwo(bytes, everyCut(bytes)), (answer, { how }) => expect(answer.toString(), how).toBe('one\ntwo\n'));
   expect((await echo.stats()).errors, 'errors counted').toBe(before.errors);
   await stillServes(echo, { ask: 'fine' });
 }));
@@ -268,7 +241,7 @@ fault('A10', 'a line too long whose tail is a command, cut at 64 offsets', () =>
       const beforeTail = bytes - tail.length;
       const cuts = [...new Set([...around(SMALL_MAX), ...around(twice), ...around(beforeTail)])]
         .filter((cut) => cut > 0 && cut < line.length);
-      const runs = await runsOf(() => inTwo(recorder, line, some(cuts, 40), (answer, how) => {
+      const runs = await runsOf(() => inPackets(recorder, inTwo(line, some(cuts, 40)), (answer, { how }) => {
         const [error, next, ...rest] = linesOf(answer);
         expect(error, `${bytes} bytes, ${how}`).toMatch(/^ERR MESSAGE_TOO_LARGE /);
         expect([next, rest], `${bytes} bytes, ${how}`).toEqual(['next', ['']]);
@@ -283,8 +256,8 @@ fault('A10', 'the same at the default limit', () => monitored(echo, {}, async ()
   for (const tail of ['revert', '{"action":"ping"}', '$stats']) {
     const line = Buffer.from(`${'x'.repeat(2 * MAX + 64)}${tail}\nnext\n`);
     const cuts = [MAX - 1, MAX, MAX + 1, 2 * MAX + 63, 2 * MAX + 64, 2 * MAX + 65, line.length - 6];
-    for (const cut of some(cuts, 3)) {
-      await inTwo(echo, line, [cut], (answer, how) => {
+    for (const cut of some(cuts, 3)) { // one at a time: each is of 2 MiB
+      await inPackets(echo, inTwo(line, [cut]), (answer, { how }) => {
         expect(linesOf(answer).map((text) => text.replace(/^(ERR MESSAGE_TOO_LARGE) .*/, '$1')), how)
           .toEqual(['ERR MESSAGE_TOO_LARGE', 'next', '']);
       });
@@ -323,7 +296,7 @@ fault('A12', 'a last line without LF, then FIN', () => monitored(echo, {}, async
     expect(await client.ask(bytes)).toBe('one\ntwo\n');
     expect(await client.closed, 'no reset').toBeUndefined();
   });
-  await inTwo(echo, bytes, everyCut(bytes), (answer, how) => expect(answer.toString(), how).toBe('one\ntwo\n'));
+  await inPackets(echo, inTwo(bytes, everyCut(bytes)), (answer, { how }) => expect(answer.toString(), how).toBe('one\ntwo\n'));
   await RawClient.with(echo.port, async (client) => { // FIN in a packet of its own
     await client.write(bytes);
     expect(await client.readLine()).toBe('one');

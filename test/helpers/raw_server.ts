@@ -50,7 +50,7 @@ export class RawServer {
   }
 }
 
-/** Calls `onLine` for each whole line that comes, without its LF; `this` side sees bytes as UTF-8. */
+/** Calls `onLine` for each whole line that comes, without its LF; ends when the peer does. */
 export function eachLine(socket: Socket, onLine: (line: string) => unknown): void {
   let held = '';
   socket.setEncoding('utf8').on('data', (text: string) => {
@@ -58,4 +58,5 @@ export function eachLine(socket: Socket, onLine: (line: string) => unknown): voi
     held = lines.pop() ?? '';
     for (const line of lines) onLine(line);
   });
+  socket.on('end', () => socket.end());
 }

@@ -9,7 +9,6 @@ import {
   MicroError, frames, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind,
   type Outcome, type Sink,
 } from '../../lib/micro_client.ts';
-import { lines } from '../../lib/micro_server.ts';
 import { lines, type MicroServer } from '../../lib/micro_server.ts';
 import { within } from './deadline.ts';
 import { FUZZ_SEED, fuzzRuns, seeded } from './random.ts';

@@ -1,0 +1,107 @@
+/** Group B: servers that come back. */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect } from 'vitest';
+import { MicroClient } from '../../lib/micro_client.ts';
+import { Caller } from '../helpers/caller.ts';
+import { check, History } from '../helpers/checker.ts';
+import { Child } from '../helpers/child.ts';
+import { pause, within } from '../helpers/deadline.ts';
+import { range, tally } from '../helpers/ended.ts';
+import { fault, FULL } from '../helpers/faults.ts';
+import { freePort } from '../helpers/free_port.ts';
+import { Load } from '../helpers/load.ts';
+import { seeded } from '../helpers/random.ts';
+import { ServerProcess } from '../helpers/server_process.ts';
+import { stillServes } from '../helpers/still_serves.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'portcall-restart-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+const quiet = () => {};
+
+describe('a server restarted under load', () => {
+  fault('B14', 'server restarted ×50 under load, client retries (stop and start)', async () => {
+    const setUp = { callback: 'slow:2', record: join(folder, 'stops'), address: await freePort() } as const;
+    await ServerProcess.with(setUp, async (server) => {
+      const { history, load, close } = begin(server.port);
+      for (let left = 50; left > 0; left--) {
+        await load.progress(100);
+        await server.stop();
+        await server.start();
+      }
+      await load.progress(100);
+      await load.stop();
+      expect(load.faults).toEqual([]);
+      check(history, server.recorded());
+      expect([...history.with('fail')], 'nothing not sent is lost').toEqual([]);
+      expect([...history.with('unknown')], 'a drain answers all that it took').toEqual([]);
+      await stillServes(server);
+      await close();
+    });
+  });
+
+  fault('B14', 'server restarted ×50 under load, client retries (kill -9)', async () => {
+    const random = seeded();
+    const setUp = { callback: 'slow:2', record: join(folder, 'kills'), address: await freePort() } as const;
+    let server = await ServerProcess.start(setUp);
+    const { history, load, close } = begin(server.port);
+    try {
+      for (let left = FULL ? 50 : 8; left > 0; left--) {
+        const next = await ServerProcess.start({ ...setUp, listen: false });
+        await load.progress(random.between(50, 150));
+        await server.kill();
+        server = next;
+        await server.start();
+      }
+      await load.progress(100);
+      await load.stop();
+      expect(load.faults).toEqual([]);
+      check(history, server.recorded());
+      expect([...history.with('fail')], 'nothing not sent is lost').toEqual([]);
+      expect(history.with('unknown').size, 'something was in flight').toBeGreaterThan(0);
+      await stillServes(server);
+      await close();
+    } finally {
+      await server.kill();
+    }
+  });
+
+  function begin(port: number) {
+    const clients = range(4).map(() => new MicroClient(port, { retry: true, log: quiet }));
+    const history = new History();
+    const load = new Load({ clients, history, name: 'm', inFlight: 32, timeoutMs: 10_000 });
+    const close = () => Promise.all(clients.map((client) => client.close()));
+    return { history, load, close };
+  }
+});
+
+describe('a server that comes back to many', () => {
+  fault('B15', '1,000 clients lose the server for 3 s', async () => {
+    const address = await freePort();
+    let server = new Child('arrivals.ts', { address });
+    const caller = await Caller.start({ key: address, clients: 1_000, options: { timeoutMs: 20_000 } });
+    try {
+      await server.ready();
+      expect(tally(await caller.call({ text: 'before' }))).toEqual({ reply: 1_000 });
+      const next = new Child('arrivals.ts', { address, listen: false });
+      await next.ready();
+      const killed = await server.kill().then(() => performance.now());
+      server = next;
+      const calls = caller.call({ text: 'after', options: { retry: true } }, 25_000);
+      calls.catch(quiet);
+      await pause(killed + 3_000 - performance.now());
+      const bound = await server.ask<number>('start');
+      const ends = await within(20_000, calls, '1,000 replies');
+      expect(tally(ends)).toEqual({ reply: 1_000 });
+      expect(Math.max(...ends.map(({ ended }) => ended)) - bound, 'milliseconds until all are served').toBeLessThan(10_000);
+      const arrivals = (await server.ask<number[]>('arrivals')).sort((a, b) => a - b);
+      expect(arrivals).toHaveLength(1_000);
+      const most = Math.max(...arrivals.map((from) => arrivals.filter((at) => at >= from && at < from + 100).length));
+      expect(most, `the most of 1,000 connects in 100 ms, ${arrivals[0]! - bound} to ${arrivals.at(-1)! - bound} ms after the start`)
+        .toBeLessThanOrEqual(150);
+    } finally {
+      await Promise.all([server.kill(), caller.kill()]);
+    }
+  }, { timeoutMs: 60_000 });
+});
