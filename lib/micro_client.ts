@@ -758,8 +758,9 @@ class FrameCodec extends LineCodec {
     if (!this.#isGreeted) return sink.close(new MicroError('PROTOCOL_ERROR', `${why}: expected a hello`, { outcome }));
     const [, digits, , , , mark] = HEAD.exec(halves(head, ' ')[0] ?? '') ?? [];
     const slot = digits === undefined ? undefined : Number(digits);
-    if (this.#isServer || mark !== '' || slot === undefined) sink.error(code, why, slot);
-    else sink.response(slot, 'error', new MicroError(code, why, { outcome }));
+    const fault = this.#isServer || code !== 'BAD_MESSAGE' ? code : 'PROTOCOL_ERROR'; // a garbled reply
+    if (this.#isServer || mark !== '' || slot === undefined) sink.error(fault, why, slot);
+    else sink.response(slot, 'error', new MicroError(fault, why, { outcome }));
   }
   #unreadable(line: string, sink: Sink): void {
     sink.error('PROTOCOL_ERROR', `Cannot read the frame ${quoted(line.slice(0, 64))}`);
