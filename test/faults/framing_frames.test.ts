@@ -108,24 +108,28 @@ fault('A16', 'frame ids that are pending, or none', () => monitored(server, {}, 
 fault('A16', 'a client that is sent replies to ids that it never asked by', async () => {
   const odd = [...BAD_SLOTS.map((slot) => `${slot} odd`), '999999999 odd', '12345 odd', '500+ odd', '500.', '500! TIMEOUT m: odd',
     '0@5 odd', '0#id odd', '0~client odd', 'nonsense', '! PROTOCOL_ERROR r: odd'];
+  let next = '';
   await RawServer.with((socket) => {
-    let sent = 0;
+    const held: string[] = [];
     eachLine(socket, (line) => {
       const [, slot, text] = /^(\d+) (.*)$/.exec(line) ?? [];
       if (line.startsWith('\x01')) socket.write('\x01portcall/1\n');
       if (slot === undefined) return;
-      // Each reply twice over is the worst: the second is to an id that is unknown by then.
-      socket.write(`${odd[sent++ % odd.length]}\n${slot} ${text}\n${slot} twice\n`);
+      if (text === 'first') return void held.push(`${slot} first\n`);
+      // In one packet: the second reply to a slot comes before it is given away again, so its id is unknown.
+      socket.write(`${next}\n${slot} ${text}\n${slot} twice\n${held.splice(0).join('')}`);
     });
   }, async ({ port }) => {
-    const warnings: string[] = [];
-    const client = new MicroClient(port, { log: (_, text) => warnings.push(text), timeoutMs: 2_000 });
-    // One at a time: each "twice" comes in the same packet, before its slot is given away again.
-    for (let at = 0; at < odd.length; at++) {
-      expect(await client.sendMessage(`text ${at}`), `after ${odd[at]}`).toBe(`text ${at}`);
+    for (next of odd) {
+      const warnings: string[] = [];
+      const client = new MicroClient(port, { log: (_, text) => warnings.push(text), timeoutMs: 2_000 });
+      const pending = client.sendMessage('first');
+      expect(await client.sendMessage('second'), `after ${next}`).toBe('second');
+      expect(await pending, `around ${next}`).toBe('first');
+      expect(await client.sendMessage('third'), `later than ${next}`).toBe('third');
+      expect(warnings.length, `warnings of ${next}, and of the second replies: ${warnings.join('; ')}`).toBe(4);
+      await client.close();
     }
-    expect(warnings.length, 'warnings').toBe(2 * odd.length);
-    await client.close();
   });
 });
 
@@ -195,7 +199,7 @@ fault('A18', 'a client against garbage', async () => {
   const one = async (seed: number, run: number): Promise<void> => {
     const random = seeded(seed);
     const kind = kinds[run % kinds.length] as string;
-    if (wrong.has(kind)) return;
+    if (wrong.has(kind) || (run > 3 * kinds.length && GARBAGE[kind]?.length === 1)) return; // without chance, 3 are enough
     await RawServer.with((socket, number) => {
       if (number > 0) return echoFrames(socket); // dialled again, it is a good one
       socket.resume();
