@@ -86,8 +86,8 @@ describe('MicroClient at 10,000 calls at once', () => {
 });
 
 describe('a text over frames', () => {
-  const SPECIAL = ['\n', '\r', '\r\n', '\0', '\\', '\\n', '\u2028', '\u2029', '\u0085', '\uFEFF', '\x01', '\x7F', '😀',
-    '𝒳', '\u{10FFFF}', '\uFFFF', '\uD7FF', '\uE000', '$', ' ', '\t', '"', 'é', '字', '+', '!', '.', '@9', '#1'];
+  const SPECIAL = ['\n', '\r', '\r\n', '\0', '\\', '\\n', '\u2028', '\u2029', '\u0085', '\uFEFF', '\x01', '\x7F',
+    '😀', '𝒳', '\u{10FFFF}', '\uFFFF', '\uD7FF', '\uE000', '$', ' ', '\t', '"', 'é', '字', '+', '!', '.', '@9', '#1'];
 
   /** 0 to 1,000 code points: any that UTF-8 can carry, every other one from the list above. */
   function randomText(random: Random): string {
@@ -103,7 +103,8 @@ describe('a text over frames', () => {
   }
 
   const EDGES = ['', ' ', '\n', '\r', '\r\n', '\\', '\\n', '\\\n', '\n\n\n', '\0', '0 x', '0! ABORTED m: x', '$ping',
-    'ERR TIMEOUT x', 'goodbye', 'ping 1', '\x01portcall/1', '\uFEFF', '\u2028', 'a\\', '\\'.repeat(1000), '\n'.repeat(1000)];
+    'ERR TIMEOUT x', 'goodbye', 'ping 1', '\x01portcall/1', '\uFEFF', '\u2028', 'a\\',
+    '\\'.repeat(1000), '\n'.repeat(1000)];
 
   it('comes back identical, whatever code points it has', async () => {
     const { port } = await serve((message) => message);
@@ -526,6 +527,42 @@ describe('a call with retry', () => {
     const replies = await within(20_000, Promise.all(range(200).map((i) => client.sendMessage(`m${i}`))), 'all');
     expect(replies).toEqual(range(200).map((i) => `m${i}`));
     expect(most).toBe(10);
+  });
+
+  it.each(['abort', 'close'] as const)('ends at once by %s while it waits to try again', async (how) => {
+    const asked = gate();
+    const { port } = await serve(() => {
+      asked.open();
+      throw new MicroError('SERVER_BUSY', 'much later', { retryAfterMs: 3_000 });
+    });
+    const client = dial(port);
+    const abort = new AbortController();
+    const call = failure(client.sendMessage('m', { retry: true, signal: abort.signal }));
+    await within(2_000, asked.opened, 'the first try');
+    await client.ping(); // its refusal has come
+    if (how === 'abort') abort.abort();
+    else await within(500, client.close(), 'the end of close()');
+    expect(await within(100, call, 'the failure'))
+      .toMatchObject({ code: how === 'abort' ? 'ABORTED' : 'CLOSED', outcome: 'not sent' });
+    expect(getEventListeners(abort.signal, 'abort')).toEqual([]);
+  });
+
+  it('counts for maxQueued while it waits to try again', async () => {
+    let tries = 0;
+    const all = gate();
+    const { port } = await serve(() => {
+      if (++tries === 10) all.open();
+      throw new MicroError('SERVER_BUSY', 'much later', { retryAfterMs: 3_000 });
+    });
+    const client = dial(port, { maxQueued: 10 });
+    const abort = new AbortController();
+    const calls = range(10).map((i) => failure(client.sendMessage(`m${i}`, { retry: true, signal: abort.signal })));
+    await within(2_000, all.opened, 'ten tries');
+    await pause(50); // no event tells that the refusals have come
+    const error = await failure(client.sendMessage('one more'));
+    expect(error).toMatchObject({ code: 'SERVER_BUSY', outcome: 'not sent' });
+    abort.abort();
+    await within(100, Promise.all(calls), 'the ten');
   });
 
   it.each([

@@ -14,7 +14,10 @@ const DEADLINE_MS = 30_000; // of one child
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const require = createRequire(import.meta.url);
 const TSC = join(dirname(require.resolve('typescript/package.json')), 'bin/tsc');
-const folders = { pair: mkdtempSync(join(tmpdir(), 'portcall-pair-')), client: mkdtempSync(join(tmpdir(), 'portcall-client-')) };
+const folders = {
+  pair: mkdtempSync(join(tmpdir(), 'portcall-pair-')),
+  client: mkdtempSync(join(tmpdir(), 'portcall-client-')),
+};
 
 const SERVER = `import { MicroServer } from './micro_server.ts';
 const server = new MicroServer((message) => \`you said: \${message}\`, 'LIFE_GEN');
@@ -62,8 +65,8 @@ function copy(folder: string, files: Record<string, string>): void {
 }
 
 beforeAll(() => {
-  copy(folders.pair, { 'micro_client.ts': '', 'micro_server.ts': '', 'server.ts': SERVER, 'client.ts': CLIENT, 'typed.ts': TYPED,
-    'talk.ts': `${SERVER}${CLIENT}await server.stop();\n` });
+  copy(folders.pair, { 'micro_client.ts': '', 'micro_server.ts': '', 'server.ts': SERVER, 'client.ts': CLIENT,
+    'typed.ts': TYPED, 'talk.ts': `${SERVER}${CLIENT}await server.stop();\n` });
   copy(folders.client, { 'micro_client.ts': '', 'client.ts': CLIENT });
 });
 afterAll(() => { for (const folder of Object.values(folders)) rmSync(folder, { recursive: true, force: true }); });
@@ -74,18 +77,21 @@ function run(folder: string, args: readonly string[], env: NodeJS.ProcessEnv = {
     execFile(process.execPath, args, { cwd: folder, timeout: DEADLINE_MS,
       env: { ...process.env, NODE_OPTIONS: '', PORTCALL_PORTS: '', ...env } }, (error, stdout, stderr) => {
       if (error === null) resolve(stdout);
-      else reject(new Error(`node ${args.join(' ')} ended with ${error.signal ?? error.code} (at most ${DEADLINE_MS} ms):\n${stdout}${stderr}`));
+      else reject(new Error(`node ${args.join(' ')} ended with ${error.signal ?? error.code} ` +
+        `(at most ${DEADLINE_MS} ms):\n${stdout}${stderr}`));
     });
   });
 }
 
 describe('copied alone', () => {
-  it.each(Object.keys(folders) as (keyof typeof folders)[])('the %s type-checks as strictly as can be', async (name) => {
+  it.each(['pair', 'client'] as const)('the %s type-checks as strictly as can be', async (name) => {
     expect(await run(folders[name], [TSC, '-p', '.'])).toBe('');
   });
   it('a mistake of the user is seen, so this check checks', async () => {
     const file = join(folders.client, 'wrong.ts');
-    writeFileSync(file, `import { MicroClient } from './micro_client.ts';\nexport const wrong: number = await new MicroClient(1).sendMessage('');\n`);
+    writeFileSync(file, `import { MicroClient } from './micro_client.ts';
+export const wrong: number = await new MicroClient(1).sendMessage('');
+`);
     await expect(run(folders.client, [TSC, '-p', '.'])).rejects.toThrow(/wrong\.ts\(2,14\): error TS2322/);
     rmSync(file);
   });
@@ -95,7 +101,8 @@ describe('copied alone', () => {
     : major > 22 || (major === 22 && minor >= 18);
   const ways: [string, string[]][] = [['tsx', ['--import', import.meta.resolve('tsx')]], ['node itself', []]];
   for (const [way, flags] of ways) {
-    const why = way === 'tsx' || stripsTypes ? '' : ` (skipped: node ${process.versions.node} strips no types by itself)`;
+    const why = way === 'tsx' || stripsTypes ? ''
+      : ` (skipped: node ${process.versions.node} strips no types by itself)`;
     it.skipIf(why !== '')(`the pair runs with ${way}${why}`, async () => {
       writeFileSync(join(folders.pair, 'ports.json'), JSON.stringify({ LIFE_GEN: await freePort() }));
       expect(await run(folders.pair, [...flags, 'talk.ts'])).toBe('you said: Give me some data back!!\n');
@@ -113,7 +120,9 @@ describe('copied alone', () => {
     it.skipIf(why !== '')(`an address that wants a transport tells which file to copy, with ${way}${why}`, async () => {
       const code = `import { MicroClient } from './micro_client.ts';
         import { MicroServer } from './micro_server.ts';
-        for (const task of [new MicroClient('nats://127.0.0.1:1/a').sendMessage('a'), new MicroServer((text) => text, 'ipc:///tmp/x').startListening()]) {
+        const dialled = new MicroClient('nats://127.0.0.1:1/a').sendMessage('a');
+        const bound = new MicroServer((text) => text, 'ipc:///tmp/x').startListening();
+        for (const task of [dialled, bound]) {
           await task.catch((error: unknown) => console.log((error as { code: string }).code, String(error)));
         }`;
       writeFileSync(join(folders.pair, 'transport.ts'), code);

@@ -39,11 +39,13 @@ function failure(look: () => unknown): string {
   return 'did not fail';
 }
 
+const STEERING = /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/u;
+
 function checked(error: unknown): string {
   expect(error).toBeInstanceOf(MicroError);
   const { code, message, outcome } = error as MicroError;
   expect(message, 'what could not be done').toMatch(/^Cannot /);
-  expect(message, 'on one line, with nothing that steers a terminal').not.toMatch(/[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/u);
+  expect(message, 'on one line, with nothing that steers a terminal').not.toMatch(STEERING);
   expect(message, 'no full stop at its end').not.toMatch(/\.$/);
   expect(message.length, 'short enough to read').toBeLessThan(700);
   expect(outcome).toBe('not sent');
@@ -126,7 +128,9 @@ describe('ports.json that can not be read', () => {
   it('a folder in its stead', () => {
     inFolder();
     mkdirSync('ports.json');
-    expect(failure(() => resolveAddress('A'))).toMatch(/^BAD_PORTS_FILE: .*it is a folder, looked in ".*Make it, set PORTCALL_PORTS, or give an address such as 5467$/);
+    const told = failure(() => resolveAddress('A'));
+    expect(told).toMatch(/^BAD_PORTS_FILE: .*it is a folder, looked in "/);
+    expect(told).toMatch(/Make it, set PORTCALL_PORTS, or give an address such as 5467$/);
   });
   it('tells the place that V8 tells, wherever V8 tells one', () => {
     inFolder();
@@ -300,6 +304,7 @@ describe('what a client and a server tell of a bad address', () => {
     expect(error).toBeInstanceOf(MicroError);
     const { code, outcome, message } = error as MicroError;
     expect([code, outcome]).toEqual(['PROTOCOL_ERROR', 'maybe done']);
-    expect(message).toMatch(/^Cannot [^\p{Cc}\p{Zl}\p{Bidi_Control}]*expected a portcall server[^\p{Cc}\p{Zl}\p{Bidi_Control}]*$/u);
+    expect(message).toMatch(/^Cannot .*expected a portcall server/);
+    expect(message).not.toMatch(STEERING);
   });
 });

@@ -7,8 +7,8 @@ import { describe, expect, it } from 'vitest';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 /** Files that are in the repository, or would be: not what is ignored. */
-const files = execFileSync('git', ['ls-files', '--cached', '--others', '--exclude-standard', '-z'], { cwd: ROOT, encoding: 'utf8' })
-  .split('\0').filter((file) => file !== '' && isThere(file));
+const files = execFileSync('git', ['ls-files', '--cached', '--others', '--exclude-standard', '-z'],
+  { cwd: ROOT, encoding: 'utf8' }).split('\0').filter((file) => file !== '' && isThere(file));
 const sources = files.filter((file) => /^(?:lib|services)\/.*\.ts$/.test(file));
 const text = (file: string): string => readFileSync(`${ROOT}/${file}`, 'utf8');
 
@@ -24,8 +24,11 @@ interface Import { from: string; to: string; isType: boolean }
 
 /** Every import and re-export, and every `import()` whose specifier is written out. */
 function importsOf(file: string, source: string): Import[] {
-  const found = source.matchAll(
-    /^[ \t]*(?:import|export)(?<type>\s+type)?\b(?<names>[^'"`;=(]*?)\bfrom\s*['"](?<to>[^'"]+)['"]|^[ \t]*import\s*['"](?<bare>[^'"]+)['"]|\bimport\(\s*['"](?<lazy>[^'"]+)['"]/gm);
+  const found = source.matchAll(new RegExp([
+    /^[ \t]*(?:import|export)(?<type>\s+type)?\b(?<names>[^'"`;=(]*?)\bfrom\s*['"](?<to>[^'"]+)['"]/,
+    /^[ \t]*import\s*['"](?<bare>[^'"]+)['"]/,
+    /\bimport\(\s*['"](?<lazy>[^'"]+)['"]/,
+  ].map((one) => one.source).join('|'), 'gm'));
   return [...found].map(({ groups = {} }) => {
     const { type, names = '', to, bare, lazy } = groups as Record<string, string | undefined>;
     const listed = /^\s*\{(.*)\}\s*$/s.exec(names)?.[1]?.split(',').map((name) => name.trim()).filter(Boolean);
@@ -51,7 +54,8 @@ const ONLY: readonly (readonly [pattern: RegExp, allowed: RegExp])[] = [
   [/^lib\/transports\//, /^lib\/(?:micro_client\.ts$|dialects\/|transports\/)/],
   [/^lib\/routing\//, /^lib\/(?:micro_client\.ts$|routing\/)/],
 ];
-const PURE = /^node:(?:net|tls|dgram|http2?|https|fs(?:\/promises)?|child_process|worker_threads|timers(?:\/promises)?)$/;
+/** What a dialect has no business with. */
+const OUTSIDE = /^node:(?:net|tls|dgram|http2?|https|fs|child_process|worker_threads|timers)(?:\/|$)/;
 const rankOf = (file: string): number => RANKS.find(([pattern]) => pattern.test(file))?.[1] ?? NaN;
 
 /** What is wrong with these imports, a sentence each. */
@@ -61,7 +65,7 @@ function faults(imports: readonly Import[]): string[] {
   for (const { from, to, isType } of imports) {
     const say = (why: string): void => { wrong.push(`${from} imports ${to}: ${why}`); };
     if (to.startsWith('node:')) {
-      if (from.startsWith('lib/dialects/') && PURE.test(to)) say('a dialect is bytes in, messages out');
+      if (from.startsWith('lib/dialects/') && OUTSIDE.test(to)) say('a dialect is bytes in, messages out');
       continue;
     }
     if (!to.startsWith('.')) { say('no package but Node itself'); continue; }
@@ -152,18 +156,17 @@ describe('size', () => {
   it.each(['lib/micro_client.ts', 'lib/micro_server.ts'])('%s is read in one sitting: 800 lines', (file) => {
     expect(text(file).trimEnd().split('\n').length).toBeLessThanOrEqual(800);
   });
-  it('no line of lib has more than 110 columns', () => {
+  it('no line of lib has more than 120 columns', () => {
     const long = sources.filter((file) => file.startsWith('lib/')).flatMap((file) => text(file).split('\n')
-      .flatMap((line, at) => ([...line].length > 110 ? [`${file}:${at + 1} has ${[...line].length}`] : [])));
+      .flatMap((line, at) => ([...line].length > 120 ? [`${file}:${at + 1} has ${[...line].length}`] : [])));
     expect(long).toEqual([]);
   });
 });
 
 describe('the package', () => {
   it('depends on nothing at run time', () => {
-    const { dependencies, optionalDependencies, peerDependencies, bundleDependencies, bundledDependencies } =
-      JSON.parse(text('package.json')) as Record<string, unknown>;
-    expect({ dependencies, optionalDependencies, peerDependencies, bundleDependencies, bundledDependencies }).toEqual({});
+    const names = Object.keys(JSON.parse(text('package.json')) as object);
+    expect(names.filter((name) => /dependencies$/i.test(name))).toEqual(['devDependencies']);
   });
   it('its top level holds what belongs there', () => {
     const allowed = new Set(['package.json', 'tsconfig.json', 'lib', 'services', 'test', 'ports.json', 'README.md',
@@ -172,7 +175,7 @@ describe('the package', () => {
     expect([...tops].filter((top) => !allowed.has(top) && !top.startsWith('.'))).toEqual([]);
   });
   it('files are snake_case', () => {
-    expect(sources.filter((file) => !/^(?:[a-z\d]+(?:_[a-z\d]+)*\/)*[a-z\d]+(?:_[a-z\d]+)*\.ts$/.test(file))).toEqual([]);
+    expect(sources.filter((file) => !/^(?:[a-z\d]+(?:_[a-z\d]+)*(?:\/|\.ts$))+$/.test(file))).toEqual([]);
   });
 });
 
@@ -185,7 +188,7 @@ describe('style', () => {
     expect(checked.length).toBeGreaterThan(sources.length);
     expect(checked.flatMap((file) => text(file).split('\n')
       .flatMap((line, at) => (banned.test(line) ? [`${file}:${at + 1} ${line.trim()}`] : [])))).toEqual([]);
-    for (const bad of ['// TO' + 'DO: x', 'it.on' + 'ly(', '// @ts-' + 'ignore']) expect(banned.test(bad), bad).toBe(true);
+    for (const bad of ['// TO' + 'DO: x', 'it.on' + 'ly(', '// @ts-' + 'ignore']) expect(bad).toMatch(banned);
   });
   it('lib prints nothing by itself: the command line does', () => {
     const printing = sources.filter((file) => /^lib\//.test(file) && !/^lib\/(?:cli|demo)\.ts$/.test(file) &&
@@ -205,13 +208,15 @@ describe('what the two core files export', () => {
   const declarations = ['lib/micro_client.ts', 'lib/micro_server.ts'].flatMap((file) => {
     const lines = text(file).split('\n');
     return lines.flatMap((line, at) => {
-      const [, kind, name] = /^export (?:abstract |async )*(class|function\*?|const|interface|type) (\w+)/.exec(line) ?? [];
+      const [, kind, name] =
+        /^export (?:abstract |async )*(class|function\*?|const|interface|type) (\w+)/.exec(line) ?? [];
       if (kind === undefined || name === undefined) return [];
       const isOneLine = /[;}]$/.test(line) && !/\{$/.test(line);
       const end = isOneLine ? at : lines.findIndex((other, index) => index > at && /^\S/.test(other));
       const body = lines.slice(at, end + 1);
       return [{ id: `${file}: ${kind} ${name}`, name, kind, count: body.length,
-        hasDoc: /^(?: )?\*\/$|^\/\*\*.*\*\/$/.test(lines[at - 1] ?? ''), hasNotes: body.some((one) => /\/\/|\/\*\*/.test(one)) }];
+        hasDoc: /^(?: )?\*\/$|^\/\*\*.*\*\/$/.test(lines[at - 1] ?? ''),
+        hasNotes: body.some((one) => /\/\/|\/\*\*/.test(one)) }];
     });
   });
   it('is found', () => {

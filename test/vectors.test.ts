@@ -1,10 +1,10 @@
 import { afterAll, describe, expect, it } from 'vitest';
-import { frames, type Dialect } from '../lib/micro_client.ts';
+import { MicroClient, frames, type Dialect } from '../lib/micro_client.ts';
 import { MicroServer, type Service } from '../lib/micro_server.ts';
 import { createEcho } from '../services/echo.ts';
-import { FUZZ_SEED } from './helpers/random.ts';
+import { FUZZ_SEED, fuzzRuns, seeded } from './helpers/random.ts';
 import {
-  askDuplex, askSocket, checkAnswer, checkVector, closesItself, loadVectors, splits, type Vector,
+  askDuplex, askSocket, checkAnswer, checkVector, closesItself, eventsOf, loadVectors, splits, type Vector,
 } from './helpers/vectors.ts';
 
 const FILES = ['lines.json', 'frames.json', 'frames_client.json'];
@@ -61,7 +61,10 @@ describe('first_bytes.json', () => {
 
   it('tells a service that has `connected` the dialect too', async () => {
     const told: string[] = [];
-    const service: Service = { connected() {}, callback: (message, { client }) => { told.push(client.dialect); return message; } };
+    const service: Service = { connected() {}, callback(message, { client }) {
+      told.push(client.dialect);
+      return message;
+    } };
     await askDuplex(new MicroServer(service, 0), [Buffer.from('a\n')]);
     expect(told).toEqual(['lines']);
   });
@@ -94,6 +97,52 @@ describe('first_bytes.json', () => {
   });
 });
 
+describe('whatever bytes come', () => {
+  const WORDS = ['\x01portcall/1', ' ', ' ', '\n', '\n', '\n', '\r\n', '0', '1', '12', '999999999', '@', '5', '#', '~', '+', '.',
+    '!', '\\', '\\n', 'cancel', 'credit', 'ping', 'pong', 'gone', 'draining', 'goodbye', ' TIMEOUT m: ', ' SERVER_BUSY r 200: ',
+    '$ping', '$$', 'a', 'é', '☃', '😀', '\u2028', '\0', '%41', '%zz', '=', 'x'.repeat(13), 'y'.repeat(300), 'POST / HTTP/1.1',
+    'Host: a', 'ERR TIMEOUT x'];
+  const ROUNDS = fuzzRuns(150);
+  it.each([['lines', 'server'], ['frames', 'server'], ['frames', 'client']] as const)(
+    'a codec never throws, and every split gives the same: %s, %s', (dialect, role) => {
+      const random = seeded(FUZZ_SEED);
+      for (let round = 0; round < ROUNDS; round++) {
+        const pieces = Array.from({ length: random.between(1, 40) }, () =>
+          (random.int(12) === 0 ? random.bytes(random.between(1, 3)) : Buffer.from(random.pick(WORDS))));
+        const greeting = dialect === 'frames' && random.int(4) > 0 ? '\x01portcall/1\n' : '';
+        const bytes = Buffer.concat([Buffer.from(greeting), ...pieces]);
+        const vector: Vector = { name: `FUZZ_SEED=${FUZZ_SEED}, round ${round}, ${bytes.toString('hex')}`, dialect, role,
+          side: role === 'server' ? 'accepted' : 'dialled', maxMessageBytes: 12, hello: {}, bytes, asks: [], says: [],
+          controls: [], events: [] };
+        vector.events = eventsOf(vector, [bytes]).events;
+        for (const [how, split] of splits(bytes, FUZZ_SEED + round, 4)) {
+          if (!how.startsWith('cut') || random.int(10) === 0) checkVector(vector, split, how);
+        }
+      }
+    });
+  it('a chunk of a great many bad lines costs little', () => {
+    const bad = Array.from({ length: 200_000 }, (_, i) => (i % 2 ? 10 : 0xff));
+    const bytes = Buffer.concat([Buffer.from('a\n'.repeat(100_000)), Buffer.from([0xff, 10]), Buffer.from(bad)]);
+    const vector: Vector = { ...(loadVectors('lines.json')[0] as Vector), bytes };
+    const began = performance.now();
+    const { events } = eventsOf(vector, [bytes]);
+    expect(events.length).toBe(200_001);
+    expect(performance.now() - began).toBeLessThan(3_000);
+  });
+  it('a text comes back the same: any that UTF-8 can carry', async () => {
+    const random = seeded(FUZZ_SEED);
+    const server = await echoServer(1024 * 1024);
+    const letters = ['a', ' ', '\n', '\r', '\\', '\\n', '\0', '\x01', '\u2028', '\ufeff', 'é', '☃', '😀', '\u{10ffff}',
+      ...'$0+!.~#@'];
+    const client = new MicroClient(server.address?.port as number);
+    const texts = Array.from({ length: ROUNDS }, () =>
+      Array.from({ length: random.int(30) }, () => random.pick(letters)).join(''));
+    const replies = await Promise.all(texts.map((text) => client.sendMessage(text)));
+    expect(replies, `FUZZ_SEED=${FUZZ_SEED}`).toEqual(texts);
+    await client.close();
+  });
+});
+
 describe('replies over lines come in the order of the requests', () => {
   const wanted = Array.from({ length: 600 }, (_, i) => (i === 290 ? 'pong' : i === 580 ? 'bad' : String(i)));
   const bytes = Buffer.concat(wanted.map((line) => (line === 'bad' ? Buffer.from([0x80, 10])
@@ -109,6 +158,8 @@ describe('replies over lines come in the order of the requests', () => {
       for (let turns = Number(message) % 7; turns > 0; turns--) await null;
       return message;
     }, 0, { maxInFlight: 10 });
-    for (const [, pieces] of splits(bytes, FUZZ_SEED, 2)) expect(shown(await askDuplex(server, pieces))).toEqual(wanted);
+    for (const [how, pieces] of splits(bytes, FUZZ_SEED, 2)) {
+      expect(shown(await askDuplex(server, pieces)), how).toEqual(wanted);
+    }
   });
 });

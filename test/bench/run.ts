@@ -14,7 +14,7 @@ import { SHAPES, median, type Bar, type Bench, type Shape, type Side, type Unit 
 
 const ROUNDS = { full: 5, quick: 2 };
 const FULL = { warmUpMs: 300, slices: 8, sliceMs: 100, scriptRuns: 15 };
-const QUICK = { warmUpMs: 200, slices: 4, sliceMs: 60, scriptRuns: 7 };
+const QUICK = { warmUpMs: 150, slices: 2, sliceMs: 90, scriptRuns: 5 };
 
 interface Row {
   shape: string;

@@ -1,5 +1,4 @@
 /** Group B: connections that break while something is under way. */
-import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type AddressInfo, type Socket } from 'node:net';
@@ -15,12 +14,14 @@ import { until, within } from '../helpers/deadline.ts';
 import { ended, range, tally, type Ended } from '../helpers/ended.ts';
 import { fault } from '../helpers/faults.ts';
 import { freePort } from '../helpers/free_port.ts';
-import { MIB, monitored } from '../helpers/monitor.ts';
+import { MIB } from '../helpers/monitor.ts';
 import { Proxy, type Way } from '../helpers/proxy.ts';
 import { seeded } from '../helpers/random.ts';
 import { RawClient } from '../helpers/raw_client.ts';
+import { running } from '../helpers/running.ts';
 import { ServerProcess } from '../helpers/server_process.ts';
 import { stillServes } from '../helpers/still_serves.ts';
+import { watched } from '../helpers/watched.ts';
 
 const quiet = () => {};
 const folder = mkdtempSync(join(tmpdir(), 'portcall-loss-'));
@@ -30,7 +31,7 @@ const FILLERS = { count: 32, text: 'x'.repeat(MIB) };
 
 describe('a peer that half-closes', () => {
   fault('B02', '500 ms callback, half-close at once; lines, frames', () =>
-    ServerProcess.with({ callback: 'obey' }, (server) => monitored(server, {}, async () => {
+    watched({ callback: 'obey' }, async (server) => {
       const text = 'whole '.repeat(50_000);
       const order = JSON.stringify({ waitMs: 500, reply: 'whole ', times: 50_000 });
       const ask = async (bytes: string) => {
@@ -50,7 +51,7 @@ describe('a peer that half-closes', () => {
       expect(frames[0]).toMatch(/^\x01portcall\/1 /);
       expect(frames.slice(1).filter((frame) => !frame.startsWith('ping '))).toEqual(['8 second', `7 ${text}`, '']);
       await stillServes(server, { ask: 'm' });
-    })));
+    }));
 
   fault.skip('B02', 'not built yet', '500 ms callback, half-close at once; raw');
 });
@@ -118,47 +119,11 @@ describe('a server that goes away', () => {
     });
     await client.close();
   });
-
-  fault('B16', '8 MiB reply, then stop() or FIN at once, reader 4 MiB/s', async () => {
-    const unit = range(257).map((index) => `${index * 7919} naïve ☃ `).join('').slice(0, 4096);
-    const order = JSON.stringify({ reply: unit, times: Math.ceil((8 * MIB) / Buffer.byteLength(unit)) });
-    const expected = hash(unit.repeat(JSON.parse(order).times));
-    const maxMessageBytes = 9 * MIB;
-    const slowly = async (way: (server: ServerProcess, proxy: Proxy) => Promise<string>) =>
-      ServerProcess.with({ callback: 'obey', options: { maxMessageBytes } }, async (server) => {
-        const proxy = await Proxy.start(server.port, { bytesPerSecond: 4 * MIB });
-        const began = performance.now();
-        const text = await way(server, proxy);
-        expect(performance.now() - began, 'it was slow').toBeGreaterThan(1_500);
-        expect(hash(text)).toBe(expected);
-        await proxy.close();
-      });
-    const stopped = (serving: (server: ServerProcess, proxy: Proxy) => Promise<string>) =>
-      slowly(async (server, proxy) => {
-        const reply = serving(server, proxy);
-        await until(() => proxy.carried.down > 100_000, 2_000, 'the begin of the reply');
-        await server.stop();
-        return within(5_000, reply, 'the reply');
-      });
-    const asFrames = async (_: ServerProcess, { port }: Proxy) => {
-      const client = new MicroClient(port, { maxMessageBytes, timeoutMs: 10_000 });
-      const reply = await client.sendMessage(order);
-      await client.close();
-      return reply;
-    };
-    const asLines = (_: ServerProcess, { port }: Proxy) => RawClient.with(port, async (client) => {
-      await client.write(`${order}\n`);
-      return (await client.readToFin(10_000)).toString().slice(0, -1);
-    });
-    const finAtOnce = (_: ServerProcess, { port }: Proxy) =>
-      RawClient.with(port, async (client) => (await client.ask(`${order}\n`, 10_000)).slice(0, -1));
-    await Promise.all([stopped(asFrames), stopped(asLines), slowly(finAtOnce)]);
-  });
 });
 
 describe('work whose caller is gone', () => {
   fault('B17', 'callback answers after deadline, cancel, or the client\'s close(), reset or kill', () =>
-    ServerProcess.with({ callback: 'obey', watchAborts: true }, (server) => monitored(server, {}, async () => {
+    watched({ callback: 'obey', watchAborts: true }, async (server) => {
       const late = (reply: string) => JSON.stringify({ waitMs: 400, reply });
       /** Waits for the signal of that message; expects it within 100 ms of `from`. */
       const expectAborted = async (name: string, from: number) => {
@@ -167,8 +132,6 @@ describe('work whose caller is gone', () => {
         expect(at - from, `${name}: milliseconds to the abort`).toBeLessThan(100);
         expect(at - from, `${name}: milliseconds to the abort`).toBeGreaterThanOrEqual(-5);
       };
-      const running = (count: number) =>
-        until(async () => (await server.vitals()).running === count, 2_000, `${count} calls in the callback`);
       const proxy = await Proxy.start(server.port);
       const client = new MicroClient(proxy.port, { log: quiet });
       await client.ping();
@@ -180,47 +143,47 @@ describe('work whose caller is gone', () => {
 
       const abort = new AbortController();
       const cancelled = ended(client.sendMessage(late('cancel'), { signal: abort.signal }));
-      await running(2);
+      await running(server, 2);
       abort.abort();
       await expectAborted('cancel', Date.now());
       expect(await cancelled).toMatchObject({ error: { code: 'ABORTED' } });
       const others = range(50).map((index) => client.sendMessage(`other ${index}`));
       expect(await Promise.all(others), 'nobody gets a late reply').toEqual(range(50).map((index) => `other ${index}`));
-      await running(0); // both have answered, late
+      await running(server, 0); // both have answered, late
       expect(await client.sendMessage('next')).toBe('next');
       expect(proxy.connections, 'the connection is usable').toBe(1);
 
       const closed = ended(client.sendMessage(late('close')));
-      await running(1);
+      await running(server, 1);
       await Promise.all([client.close(), expectAborted('close', Date.now())]);
       expect(await closed).toMatchObject({ error: { code: 'CLOSED', outcome: 'maybe done' } });
-      await running(0);
+      await running(server, 0);
       await proxy.close();
 
       for (const [name, hello] of [['reset, frames', '\x01portcall/1\n1 '], ['reset, lines', '']] as const) {
         const raw = await RawClient.connect(server.port);
         await raw.write(`${hello}${late(name)}\n`);
-        await running(1);
+        await running(server, 1);
         raw.reset();
         await expectAborted(name, Date.now());
-        await running(0);
+        await running(server, 0);
       }
 
       await Caller.with({ key: server.port }, async (caller) => {
         caller.call({ text: late('kill') }).catch(quiet);
-        await running(1);
+        await running(server, 1);
         const killed = Date.now();
         await caller.kill();
         await expectAborted('kill', killed);
       });
-      await running(0);
+      await running(server, 0);
       await stillServes(server, { ask: 'm' });
-    })));
+    }));
 });
 
 describe('a bad line between client and server', () => {
   fault('B21', 'proxy: slices of 1–7 bytes; 10 KiB/s', () =>
-    ServerProcess.with({}, (server) => monitored(server, {}, async () => {
+    watched({}, async (server) => {
       const random = seeded();
       const through = async (proxy: Proxy, name: string) => {
         const client = new MicroClient(proxy.port, { timeoutMs: 20_000 });
@@ -230,17 +193,21 @@ describe('a bad line between client and server', () => {
         await client.close();
         await proxy.close();
       };
+      const slices = { sliceBytes: () => random.between(1, 7) };
+      const slow = { bytesPerSecond: 10 * 1024 };
       await Promise.all([
-        through(await Proxy.start(server.port, { sliceBytes: () => random.between(1, 7) }), 's'),
-        through(await Proxy.start(server.port, { bytesPerSecond: 10 * 1024 }), 't'),
-        through(await Proxy.start(server.port, { bytesPerSecond: 10 * 1024, sliceBytes: () => random.between(1, 7) }), 'u'),
+        through(await Proxy.start(server.port, slices), 's'),
+        through(await Proxy.start(server.port, slow), 't'),
+        through(await Proxy.start(server.port, { ...slices, ...slow }), 'u'),
       ]);
-    })));
+    }));
 
+  const LOST = 'CONNECTION_LOST, maybe done';
+  const UNSENT = 'CONNECTION_REFUSED, not sent';
   for (const retry of [false, true]) {
     fault('B22', `proxy resets at every byte offset of 3 requests, each way (frames${retry ? ', retry' : ''})`, () => {
       const record = join(folder, `B22 ${retry}`);
-      return ServerProcess.with({ record }, (server) => monitored(server, {}, async () => {
+      return watched({ record }, async (server) => {
         const history = new History();
         const all: Ended[] = [];
         await atEveryOffset(server, async (title, port) => {
@@ -257,18 +224,18 @@ describe('a bad line between client and server', () => {
           await client.close();
         });
         check(history, server.recorded());
-        const { reply = 0, 'CONNECTION_LOST, maybe done': lost = 0, 'CONNECTION_REFUSED, not sent': unsent = 0 } = tally(all);
+        const { reply = 0, [LOST]: lost = 0, [UNSENT]: unsent = 0 } = tally(all);
         expect(reply + lost + unsent, JSON.stringify(tally(all))).toBe(all.length);
         if (retry) expect(unsent).toBe(0);
         expect(reply, 'not all are lost').toBeGreaterThan(50);
         expect(lost, 'not all arrive').toBeGreaterThan(50);
-      }));
+      });
     });
   }
 
   fault('B22', 'proxy resets at every byte offset of 3 requests, each way (lines)', () => {
     const record = join(folder, 'B22 lines');
-    return ServerProcess.with({ record }, (server) => monitored(server, {}, async () => {
+    return watched({ record }, async (server) => {
       const acknowledged: string[] = [];
       await atEveryOffset(server, async (title, port) => {
         const texts = range(3).map((index) => `${title} ${index}`);
@@ -293,7 +260,7 @@ describe('a bad line between client and server', () => {
       expect(new Set(done).size, 'nothing twice').toBe(done.length);
       expect(acknowledged.filter((text) => !done.includes(text))).toEqual([]);
       expect(acknowledged.length, 'not all are lost').toBeGreaterThan(20);
-    }));
+    });
   });
 
   /** Asks once unharmed, then once for each offset at which the first connection is reset. */
@@ -307,7 +274,9 @@ describe('a bad line between client and server', () => {
     const carried = await round('all 000'); // titles are of one length
     expect(carried.up + carried.down).toBeGreaterThan(50);
     for (const way of ['up', 'down'] as const) {
-      for (const bytes of range(carried[way])) await round(`${way.padStart(4)}${String(bytes).padStart(3, '0')}`, { way, bytes });
+      for (const bytes of range(carried[way])) {
+        await round(`${way.padStart(4)}${String(bytes).padStart(3, '0')}`, { way, bytes });
+      }
     }
     await stillServes(server);
   }
@@ -328,7 +297,8 @@ describe('a key whose line moves', () => {
     let two = await serve('two', second);
     const three = await serve('three', third);
     move(first);
-    const client = new MicroClient('MOVING', { ports, timeoutMs: 2_000, log: (level, text) => log.push(`${level} ${text}`) });
+    const client = new MicroClient('MOVING',
+      { ports, timeoutMs: 2_000, log: (level, text) => log.push(`${level} ${text}`) });
     expect(await client.sendMessage('who')).toBe('one');
     move(second);
     expect(await client.sendMessage('who'), 'no reconnect, no change').toBe('one');
@@ -352,10 +322,6 @@ describe('a key whose line moves', () => {
     await three.stop();
   });
 });
-
-function hash(text: string): string {
-  return createHash('sha256').update(text).digest('hex');
-}
 
 /** A server that reads up to some words, and then nothing until it is told to. */
 class Peer {

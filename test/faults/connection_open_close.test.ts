@@ -11,16 +11,16 @@ import { until, within } from '../helpers/deadline.ts';
 import { ended, range, tally } from '../helpers/ended.ts';
 import { fault, some } from '../helpers/faults.ts';
 import { freePort } from '../helpers/free_port.ts';
-import { MIB, monitored } from '../helpers/monitor.ts';
+import { MIB } from '../helpers/monitor.ts';
 import { RawClient } from '../helpers/raw_client.ts';
-import { ServerProcess } from '../helpers/server_process.ts';
 import { stillServes } from '../helpers/still_serves.ts';
+import { watched } from '../helpers/watched.ts';
 
 const quiet = () => {};
 
 describe('a connection', () => {
   fault('B01', 'connect and close ×1,000: FIN, RST, with and without a byte', () =>
-    ServerProcess.with({}, (server) => monitored(server, {}, async () => {
+    watched({}, async (server) => {
       for (const end of ['fin', 'reset'] as const) {
         for (const bytes of ['', 'x']) {
           const visit = async () => {
@@ -34,10 +34,10 @@ describe('a connection', () => {
       }
       await until(async () => (await server.stats()).connections <= 1, 2_000, 'no connection but the monitor\'s');
       await stillServes(server);
-    })));
+    }));
 
   fault('B08', 'stop() with 100 idle clients', async () =>
-    ServerProcess.with({ address: await freePort() }, (server) => monitored(server, {}, async (monitor) => {
+    watched({ address: await freePort() }, async (server, monitor) => {
       const clients = range(40).map(() => new MicroClient(server.port));
       for (const client of clients) expect(await client.sendMessage('hello')).toBe('hello');
       const peers = await Promise.all(range(60).map(() => RawClient.connect(server.port)));
@@ -61,7 +61,7 @@ describe('a connection', () => {
         await server.start();
       });
       await Promise.all(clients.map((client) => client.close()));
-    })));
+    }));
 
   fault('B10', 'nobody listens; 1,000 calls', async () => {
     const port = await freePort();
@@ -79,7 +79,7 @@ describe('a connection', () => {
   });
 
   fault('B18', 'abort before send, queued, in flight, after the reply; ×10,000', () =>
-    ServerProcess.with({ callback: 'obey' }, (server) => monitored(server, {}, async () => {
+    watched({ callback: 'obey' }, async (server) => {
       const client = new MicroClient(server.port, { maxQueued: 251, log: quiet }); // and a ping
       const port = await freePort(); // nobody is there yet
       const queueing = new MicroClient(port, { maxQueued: 250, retry: true, timeoutMs: 60_000, log: quiet });
@@ -119,10 +119,10 @@ describe('a connection', () => {
         await each.close();
       }
       await later.stop();
-    })), { timeoutMs: 40_000 });
+    }), { timeoutMs: 40_000 });
 
   fault('B19', 'close() twice, during a call, before connect; then a call', () =>
-    ServerProcess.with({ callback: 'obey' }, (server) => monitored(server, {}, async () => {
+    watched({ callback: 'obey' }, async (server) => {
       const closeTwice = (client: MicroClient) =>
         within(500, Promise.all([client.close(), client.close()]), 'the end of close()');
       const expectClosed = async (client: MicroClient) => {
@@ -144,9 +144,10 @@ describe('a connection', () => {
 
       const busy = new MicroClient(server.port);
       await busy.ping();
-      const pending = range(10).map((index) => ended(busy.sendMessage(JSON.stringify({ waitMs: 500, reply: `${index}` }))));
-      const stream = ended(busy.streamMessage(JSON.stringify({ stream: { parts: 2, everyMs: 500 } }))[Symbol.asyncIterator]()
-        .next().then(String));
+      const order = (what: object) => JSON.stringify(what);
+      const pending = range(10).map((index) => ended(busy.sendMessage(order({ waitMs: 500, reply: `${index}` }))));
+      const parts = busy.streamMessage(order({ stream: { parts: 2, everyMs: 500 } }))[Symbol.asyncIterator]();
+      const stream = ended(parts.next().then(String));
       await busy.ping(); // all are at the server
       await closeTwice(busy);
       expect(tally(await within(100, Promise.all([...pending, stream]), 'the calls')))
@@ -160,7 +161,7 @@ describe('a connection', () => {
       expect(await within(100, waiting, 'the call')).toMatchObject({ error: { code: 'CLOSED', outcome: 'not sent' } });
       await expectClosed(retrying);
       await until(async () => (await server.stats()).connections === 1, 2_000, 'no connection but the monitor\'s');
-    })));
+    }));
 
   fault('B20', 'stop() twice, before and during start; start again', async () => {
     const port = await freePort();
@@ -203,6 +204,13 @@ describe('a connection', () => {
     await soon(again, 'the start behind it');
     await expectServes('after a start during the stop');
 
+    const all = [server.stop(), server.startListening(), server.stop()];
+    await soon(Promise.allSettled(all), 'stop(), start and stop() at once');
+    expect(server.address, 'the last word was stop()').toBeUndefined();
+    await expectFree('after stop(), start and stop()');
+    await soon(server.startListening(), 'the last start');
+    await expectServes('after all that');
+
     await soon(server.stop(), 'the last stop()');
     await expectFree('at the end');
   });
@@ -210,12 +218,13 @@ describe('a connection', () => {
 
 describe('a script', () => {
   fault('B09', 'one call, no close(), server lives on; also with an idle timer', () =>
-    ServerProcess.with({ callback: 'obey' }, (server) => monitored(server, {}, async () => {
+    watched({ callback: 'obey' }, async (server) => {
       const nobody = await freePort();
       const others = ['retry', 'abort signal', 'stream', 'stream left', 'timed out', 'ping', 'many clients', 'refused'];
       const ways = ['call', 'long deadline', 'retried in vain', ...some(others, 3)];
       const run = async (way: string) => {
-        const script = new Child('script.ts', { way, port: way.startsWith('re') && way !== 'retry' ? nobody : server.port });
+        const port = way === 'refused' || way === 'retried in vain' ? nobody : server.port;
+        const script = new Child('script.ts', { way, port });
         try {
           const { reply } = await script.ready<{ reply: string }>();
           const began = performance.now();
@@ -232,11 +241,11 @@ describe('a script', () => {
           expect(end.ms, `${end.way}: milliseconds from the answer to the end`).toBeLessThan(500);
         }
       }
-    })));
+    }));
 
   const EXPECTED: Record<string, RegExp> = {
-    stream: /^0 \n1 $/, 'stream left': /^0 $/, 'timed out': /^TIMEOUT$/, ping: /^number$/, refused: /^CONNECTION_REFUSED$/,
-    'retried in vain': /^CONNECT(ION_REFUSED|_TIMEOUT)$/,
+    stream: /^0 \n1 $/, 'stream left': /^0 $/, 'timed out': /^TIMEOUT$/, ping: /^number$/,
+    refused: /^CONNECTION_REFUSED$/, 'retried in vain': /^CONNECT(ION_REFUSED|_TIMEOUT)$/,
   };
 });
 

@@ -94,12 +94,13 @@ describe('a server that comes back to many', () => {
       const bound = await server.ask<number>('start');
       const ends = await within(20_000, calls, '1,000 replies');
       expect(tally(ends)).toEqual({ reply: 1_000 });
-      expect(Math.max(...ends.map(({ ended }) => ended)) - bound, 'milliseconds until all are served').toBeLessThan(10_000);
+      const lastServed = Math.max(...ends.map(({ ended }) => ended));
+      expect(lastServed - bound, 'milliseconds until all are served').toBeLessThan(10_000);
       const arrivals = (await server.ask<number[]>('arrivals')).sort((a, b) => a - b);
       expect(arrivals).toHaveLength(1_000);
       const most = Math.max(...arrivals.map((from) => arrivals.filter((at) => at >= from && at < from + 100).length));
-      expect(most, `the most of 1,000 connects in 100 ms, ${arrivals[0]! - bound} to ${arrivals.at(-1)! - bound} ms after the start`)
-        .toBeLessThanOrEqual(150);
+      const span = `${arrivals[0]! - bound} to ${arrivals.at(-1)! - bound} ms after the start`;
+      expect(most, `the most of 1,000 connects in 100 ms, ${span}`).toBeLessThanOrEqual(150);
     } finally {
       await Promise.all([server.kill(), caller.kill()]);
     }

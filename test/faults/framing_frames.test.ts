@@ -43,21 +43,24 @@ function framesOf(text: string): string[] {
 /** What is no slot, and so can't be a request. */
 const BAD_SLOTS = ['-1', '1.5', String(2 ** 53), '1e309', '', '+1', '01', '0x1', 'NaN', 'Infinity', '٣', '1\t'];
 /** Heads with a good slot and something that is not known, or not for a server. */
-const BAD_HEADS = ['1?', '1@', '1@x', '1@-5', '1#', '1~', '1&', '1+', '1!', 'cancel', 'cancel x', 'nonsense 1', 'ping', 'ping -1'];
+const BAD_HEADS = ['1?', '1@', '1@x', '1@-5', '1#', '1~', '1&', '1+', '1!', 'cancel', 'cancel x', 'nonsense 1',
+  'ping', 'ping -1'];
 
-fault('A15', '__proto__ and constructor as keys and values, frames and ports.json', () => monitored(server, {}, async () => {
+fault('A15', '__proto__, constructor in frames, lines and ports.json', () => monitored(server, {}, async () => {
   const names = ['__proto__', 'constructor', 'prototype', 'toString', 'hasOwnProperty'];
   const before = (await server.vitals()).prototypeNames;
   const ownBefore = Reflect.ownKeys(Object.prototype).map(String);
   for (const name of names) {
     await RawClient.with(server.port, async (client) => {
-      const [, ...replies] = framesOf(await client.ask(`\x01portcall/1 ${name}=1 ${name}=polluted\n0#${name}~${name} ${name}\n` +
-        `1#${name} again\ncancel ${name}\ncredit ${name} 1\ngone ${name}\n${name} x\n2 {"reply":"${name}"}\n`));
+      const hello = `\x01portcall/1 ${name}=1 ${name}=polluted\n`;
+      const [, ...replies] = framesOf(await client.ask(`${hello}0#${name}~${name} ${name}\n1#${name} again\n` +
+        `cancel ${name}\ncredit ${name} 1\ngone ${name}\n${name} x\n2 {"reply":"${name}"}\n`));
       expect(replies.filter((line) => /^\d/.test(line)), 'frames').toEqual([`0 ${name}`, `1 ${name}`, `2 ${name}`]);
       expect(replies.filter((line) => !/^(\d|! PROTOCOL_ERROR)/.test(line)), 'frames').toEqual([]);
     });
     await RawClient.with(server.port, async (client) => {
-      const [text, command, json] = (await client.ask(`${name}\n$${name}\n{"${name}":{"reply":"x"}}\n`)).split('\n');
+      const answer = await client.ask(`${name}\n$${name}\n{"${name}":{"reply":"x"}}\n`);
+      const [text, command, json] = answer.split('\n');
       expect(text).toBe(name);
       expect(command).toMatch(/^ERR BAD_MESSAGE /);
       expect(json).toBe(`{"${name}":{"reply":"x"}}`);
@@ -69,14 +72,14 @@ fault('A15', '__proto__ and constructor as keys and values, frames and ports.jso
       await client.close();
     });
     // Look-ups: what every object has is no key, what the file has is one.
-    const unknown = { code: 'UNKNOWN_SERVICE' };
-    expect(() => resolveAddress(name, { LIFE_GEN: 5467 }), name).toThrow(expect.objectContaining(unknown) as Error);
+    const withCode = (code: string) => expect.objectContaining({ code }) as Error;
+    expect(() => resolveAddress(name, { LIFE_GEN: 5467 }), name).toThrow(withCode('UNKNOWN_SERVICE'));
     const file = join(folder, 'ports.json');
     writeFileSync(file, `{"LIFE_GEN":5467,"${name}":5468}`);
     expect(resolveAddress(name, file).port, `${name} in a file`).toBe(5468);
     writeFileSync(file, `{"LIFE_GEN":5467,"${name}":{"HIDDEN":5468,"port":1}}`);
-    expect(() => resolveAddress('HIDDEN', file), `a key in ${name}`).toThrow(expect.objectContaining(unknown) as Error);
-    expect(() => resolveAddress(name, file), name).toThrow(expect.objectContaining({ code: 'BAD_PORTS_FILE' }) as Error);
+    expect(() => resolveAddress('HIDDEN', file), `a key in ${name}`).toThrow(withCode('UNKNOWN_SERVICE'));
+    expect(() => resolveAddress(name, file), name).toThrow(withCode('BAD_PORTS_FILE'));
     expect(resolveAddress('LIFE_GEN', file).port).toBe(5467);
     writeFileSync(file, `{"LIFE_GEN":"${name}"}`);
     expect(() => resolveAddress('LIFE_GEN', file), `${name} as an address`).toThrow(MicroError);
@@ -91,8 +94,8 @@ fault('A16', 'frame ids that are pending, or none', () => monitored(server, {}, 
   const slow = JSON.stringify({ waitMs: 200, reply: 'slow' });
   const runs = await runsOf(() => RawClient.with(server.port, async (client) => {
     const bad = [...BAD_SLOTS.map((slot) => `${slot} bad`), ...BAD_HEADS];
-    await client.write(`${HELLO}7 ${slow}\n7 bad: still pending\n${bad.map((frame, at) => `${frame}\n${100 + at} good ${at}\n`).join('')}` +
-      '7#again bad: still pending\n8 good, the last\n');
+    const mixed = bad.map((frame, at) => `${frame}\n${100 + at} good ${at}\n`).join('');
+    await client.write(`${HELLO}7 ${slow}\n7 bad: still pending\n${mixed}7#again bad: still pending\n8 good, the last\n`);
     client.fin();
     const [, ...replies] = framesOf((await client.readToFin()).toString());
     const notices = replies.filter((line) => line.startsWith('!'));
@@ -106,8 +109,8 @@ fault('A16', 'frame ids that are pending, or none', () => monitored(server, {}, 
 }));
 
 fault('A16', 'a client that is sent replies to ids that it never asked by', async () => {
-  const odd = [...BAD_SLOTS.map((slot) => `${slot} odd`), '999999999 odd', '12345 odd', '500+ odd', '500.', '500! TIMEOUT m: odd',
-    '0@5 odd', '0#id odd', '0~client odd', 'nonsense', '! PROTOCOL_ERROR r: odd'];
+  const odd = [...BAD_SLOTS.map((slot) => `${slot} odd`), '999999999 odd', '12345 odd', '500+ odd', '500.',
+    '500! TIMEOUT m: odd', '0@5 odd', '0#id odd', '0~client odd', 'nonsense', '! PROTOCOL_ERROR r: odd'];
   let next = '';
   await RawServer.with((socket) => {
     const held: string[] = [];
@@ -159,9 +162,11 @@ const GARBAGE: Record<string, (socket: Socket, random: Random) => unknown> = {
     ['0 x', 'ping 1', 'pong 0', '0! TIMEOUT m: x', '', ' ', 'draining', '0+ x', '0.', '220 ready', 'ERR OOPS x'])}\n`),
   'unasked replies without end behind a hello': (socket, random) => {
     socket.write('\x01portcall/1\n');
-    endlessly(socket, () => Buffer.from(`${random.between(10, 1e9)}${random.pick([' x', '+ x', '.', '! TIMEOUT m: x'])}\n`.repeat(30)));
+    const ends = [' x', '+ x', '.', '! TIMEOUT m: x'];
+    endlessly(socket, () => Buffer.from(`${random.between(10, 1e9)}${random.pick(ends)}\n`.repeat(30)));
   },
-  'half a hello, then FIN': (socket, random) => void socket.end('\x01portcall/1 max=9\n'.slice(0, random.between(0, 18))),
+  'half a hello, then FIN': (socket, random) =>
+    void socket.end('\x01portcall/1 max=9\n'.slice(0, random.between(0, 18))),
   'half a frame, then FIN': (socket, random) => {
     const frame = random.pick(['0 half', '0! TIME', '0\\ ha', '0', '0!', 'drain', 'goodbye PRO']);
     socket.end(`\x01portcall/1\n${frame.slice(0, random.between(1, frame.length))}`);
@@ -194,15 +199,17 @@ fault('A18', 'a client against garbage', async () => {
   const MAX_BYTES = 64 * 1024;
   const MOST_TRIES = 3; // a client may need a time-out or two to learn that nothing good will come
   const kinds = Object.keys(GARBAGE);
+  const chancy = kinds.filter((kind) => GARBAGE[kind]?.length === 2); // of the others, 3 runs are enough
   const seeds = Array.from({ length: fuzzRuns(FULL ? 1_000 : 20 * kinds.length) }, (_, run) => FUZZ_SEED + run);
   const wrong = new Map<string, string>(); // by kind: the first is enough
   const one = async (seed: number, run: number): Promise<void> => {
     const random = seeded(seed);
-    const kind = kinds[run % kinds.length] as string;
-    if (wrong.has(kind) || (run > 3 * kinds.length && GARBAGE[kind]?.length === 1)) return; // without chance, 3 are enough
+    const from = run < 3 * kinds.length ? kinds : chancy;
+    const kind = from[run % from.length] as string;
+    if (wrong.has(kind)) return;
     await RawServer.with((socket, number) => {
       if (number > 0) return echoFrames(socket); // dialled again, it is a good one
-      socket.resume();
+      socket.resume().on('end', () => socket.end());
       GARBAGE[kind]?.(socket, random);
     }, async ({ port }) => {
       const client = new MicroClient(port, { timeoutMs: DEADLINE_MS, maxMessageBytes: MAX_BYTES, log: () => {} });
@@ -249,7 +256,8 @@ fault('A18', 'what a client holds of an endless line', async () => {
       });
     }, async ({ port }) => {
       const client = new MicroClient(port, { timeoutMs: 2_000, log: () => {} });
-      await expect(client.sendMessage('x'), `endless behind ${JSON.stringify(start)}`).rejects.toBeInstanceOf(MicroError);
+      const sent = client.sendMessage('x');
+      await expect(sent, `endless behind ${JSON.stringify(start)}`).rejects.toBeInstanceOf(MicroError);
       await client.close();
     });
     // A line may be of 2 MAX and be joined once: what is over 8 MAX was heaped up.
@@ -257,7 +265,7 @@ fault('A18', 'what a client holds of an endless line', async () => {
   }
 });
 
-fault('A19', 'replies 300 ms late to a deadline of 100 ms, slots reused at once', () => monitored(server, {}, async () => {
+fault('A19', 'replies 300 ms late to a deadline of 100 ms, slots reused', () => monitored(server, {}, async () => {
   // 10,000: 5 rounds of 8 connections of 250 slots. Who asks by hand may use a slot again at its TIMEOUT.
   const [ROUNDS, CONNECTIONS, SLOTS] = [5, 8, 250];
   const slots = Array.from({ length: SLOTS }, (_, slot) => slot);
@@ -266,9 +274,11 @@ fault('A19', 'replies 300 ms late to a deadline of 100 ms, slots reused at once'
     const late = slots.map((slot) => `${slot}@100 ${JSON.stringify({ waitMs: 300, reply: `late ${at} ${slot}` })}\n`);
     await client.write(HELLO + late.join(''));
     const [, ...ends] = await client.readLines(1 + SLOTS);
-    expect(ends.map((line) => line.replace(/: .*/, '')), 'at the deadline').toEqual(slots.map((slot) => `${slot}! TIMEOUT m`));
+    const told = ends.map((line) => line.replace(/: .*/, ''));
+    expect(told, 'at the deadline').toEqual(slots.map((slot) => `${slot}! TIMEOUT m`));
     // Those that reuse the slots are pending themselves when the late replies come.
-    const reused = slots.map((slot) => `${slot} ${JSON.stringify({ waitMs: 400, reply: `right ${at} ${slot}` })}\n`);
+    const reused = slots.map((slot) =>
+      `${slot} ${JSON.stringify({ waitMs: 400, reply: `right ${at} ${slot}` })}\n`);
     client.fin(reused.join(''));
     const replies = framesOf((await client.readToFin()).toString());
     expect(replies.sort((a, b) => parseInt(a) - parseInt(b)), 'in the same slots').toEqual(
@@ -301,13 +311,14 @@ fault('A19', 'a client whose server is late by 300 ms and knows no cancel', asyn
       const ask = (kind: string, options: { timeoutMs?: number }) => Promise.allSettled(Array.from({ length: CALLS },
         (_, at) => client.sendMessage(`${kind} ${number} ${at}`, options)));
       const right = (ends: PromiseSettledResult<string>[], kind: string) => {
-        const wrong = ends.findIndex((end, at) => end.status === 'rejected' || end.value !== `${kind} ${number} ${at}`);
+        const wrong = ends.findIndex((end, at) =>
+          end.status === 'rejected' || end.value !== `${kind} ${number} ${at}`);
         expect(ends[wrong], `${kind}: call ${wrong}`).toBeUndefined();
       };
       right(await ask('first', {}), 'first'); // its connection is a good one
       const late = await ask('late', { timeoutMs: 100 });
-      const codes = new Set(late.map((end) => (end.status === 'rejected' ? (end.reason as MicroError).code : end.value)));
-      expect([...codes], 'late calls').toEqual(['TIMEOUT']);
+      const codes = late.map((end) => (end.status === 'rejected' ? (end.reason as MicroError).code : end.value));
+      expect([...new Set(codes)], 'late calls').toEqual(['TIMEOUT']);
       for (let wave = 1; wave <= 8; wave++) { // while the late replies come, and after
         right(await ask(`wave${wave}`, {}), `wave${wave}`);
         await new Promise((resolve) => setTimeout(resolve, 50));
@@ -317,20 +328,22 @@ fault('A19', 'a client whose server is late by 300 ms and knows no cancel', asyn
   });
 });
 
-fault('A20', 'hello after a line, line after a hello, ZMTP greeting after a line', () => monitored(server, {}, async () => {
-  const zmtp = Buffer.concat([Buffer.from('ff00000000000000017f0300', 'hex'), Buffer.from('NULL'), Buffer.alloc(48)]);
+fault('A20', 'hello after a line, line after a hello, ZMTP after either', () => monitored(server, {}, async () => {
+  const zmtp = ['ff00000000000000017f0300', Buffer.from('NULL').toString('hex'), '00'.repeat(48)].join('');
+  const withZmtp = (before: string, after: string) =>
+    Buffer.concat([Buffer.from(before), Buffer.from(zmtp, 'hex'), Buffer.from(after)]);
+  const [hello, refused] = [/^\x01portcall\/1( .*)?$/, /^! PROTOCOL_ERROR r: /];
   const rows: { name: string; bytes: Buffer; expected: RegExp[]; runs: string[] }[] = [
     { name: 'hello after a line', bytes: Buffer.from('one\n\x01portcall/1 timeout=5\n0 two\n'),
       expected: [/^one$/, /^(\x01portcall\/1 timeout=5|ERR [A-Z_]+ .*)$/, /^0 two$/], runs: ['one', '0 two'] },
     { name: 'line after a hello', bytes: Buffer.from('\x01portcall/1\n0 one\ntwo\n$ping\n{"reply":"x"}\n1 three\n'),
-      expected: [/^\x01portcall\/1( .*)?$/, /^0 one$/, /^! PROTOCOL_ERROR r: /, /^! PROTOCOL_ERROR r: /, /^! PROTOCOL_ERROR r: /, /^1 three$/],
-      runs: ['one', 'three'] },
+      expected: [hello, /^0 one$/, refused, refused, refused, /^1 three$/], runs: ['one', 'three'] },
     { name: 'a second hello', bytes: Buffer.from('\x01portcall/1\n0 one\n\x01portcall/1\n\x01portcall/2\n1 two\n'),
-      expected: [/^\x01portcall\/1( .*)?$/, /^0 one$/, /^! PROTOCOL_ERROR r: /, /^! PROTOCOL_ERROR r: /, /^1 two$/], runs: ['one', 'two'] },
-    { name: 'ZMTP greeting after a line', bytes: Buffer.concat([Buffer.from('one\n'), zmtp, Buffer.from('\ntwo\n')]),
+      expected: [hello, /^0 one$/, refused, refused, /^1 two$/], runs: ['one', 'two'] },
+    { name: 'ZMTP greeting after a line', bytes: withZmtp('one\n', '\ntwo\n'),
       expected: [/^one$/, /^ERR BAD_MESSAGE /, /^two$/], runs: ['one', 'two'] },
-    { name: 'ZMTP greeting after a hello', bytes: Buffer.concat([Buffer.from('\x01portcall/1\n0 one\n'), zmtp, Buffer.from('\n1 two\n')]),
-      expected: [/^\x01portcall\/1( .*)?$/, /^0 one$/, /^! (PROTOCOL_ERROR|BAD_MESSAGE) r: /, /^1 two$/], runs: ['one', 'two'] },
+    { name: 'ZMTP greeting after a hello', bytes: withZmtp('\x01portcall/1\n0 one\n', '\n1 two\n'),
+      expected: [hello, /^0 one$/, /^! (PROTOCOL_ERROR|BAD_MESSAGE) r: /, /^1 two$/], runs: ['one', 'two'] },
   ];
   for (const { name, bytes, expected, runs } of rows) {
     for (const pieceBytes of [bytes.length, 1, 7]) {
@@ -350,9 +363,9 @@ fault('A20', 'hello after a line, line after a hello, ZMTP greeting after a line
 }));
 fault.skip('A20', 'not built yet', 'ZMTP greeting after a line where ZMTP is enabled');
 
-fault('A21', 'hello of another version or none, a request in the same packet', () => monitored(server, {}, async () => {
-  const hellos = ['/2', '/0', '/x', '/', '', '/01', '/1x', '/1.0', '/-1', '/11', '/2 timeout=5', '/1\t', ' /1'].map((rest) => `\x01portcall${rest}`);
-  hellos.push('\x01', '\x01PORTCALL/1', '\x01port');
+fault('A21', 'hello of another version or none, request in the same packet', () => monitored(server, {}, async () => {
+  const versions = ['/2', '/0', '/x', '/', '', '/01', '/1x', '/1.0', '/-1', '/11', '/2 timeout=5', '/1\t', ' /1'];
+  const hellos = [...versions.map((version) => `\x01portcall${version}`), '\x01', '\x01PORTCALL/1', '\x01port'];
   const runs = await runsOf(() => Promise.all(hellos.flatMap((hello) => [1_000, 3].map((pieceBytes) =>
     RawClient.with(server.port, async (client) => {
       const how = `${JSON.stringify(hello)}, ${pieceBytes} bytes a packet`;

@@ -9,8 +9,9 @@ import { ServerProcess } from '../helpers/server_process.ts';
 import { stillServes } from '../helpers/still_serves.ts';
 import { eventsOf, loadVectors, type Vector } from '../helpers/vectors.ts';
 
-const FILES = readdirSync(new URL('../vectors/', import.meta.url)).filter((file) => file.endsWith('.json')).sort();
-const vectors = FILES.flatMap((file) => loadVectors(file).map((vector) => ({ ...vector, name: `${file}: ${vector.name}` })));
+const files = readdirSync(new URL('../vectors/', import.meta.url)).filter((file) => file.endsWith('.json')).sort();
+const vectors = files.flatMap((file) =>
+  loadVectors(file).map((vector) => ({ ...vector, name: `${file}: ${vector.name}` })));
 const answered = vectors.filter(({ answer }) => answer !== undefined);
 /** Those that a codec can be shown alone; the first bytes are told by the server. */
 const shown = vectors.filter(({ name, events }) => events.length > 0 && !name.startsWith('first_bytes.json'));
@@ -85,7 +86,8 @@ function cutsOf({ bytes }: Vector): number[] {
 
 fault('A01', `each of ${answered.length} vectors over tcp, cut in two at every byte`, async () => {
   expect(answered.length, 'vectors').toBeGreaterThan(200);
-  const rows = answered.flatMap((vector) => inTwo(vector.bytes, cutsOf(vector)).map((row) => ({ ...row, vector })));
+  const rows = answered.flatMap((vector) =>
+    inTwo(vector.bytes, cutsOf(vector)).map((row) => ({ ...row, vector })));
   await sameAnswers(some(rows, CUTS));
 });
 

@@ -17,8 +17,8 @@ export class History {
 
   end(event: string, end: End): void {
     const before = this.#events.get(event);
-    if (before !== 'pending') throw new Error(`Cannot end "${event}" with ${end}: it is ${before ?? 'not invoked'}`);
-    this.#events.set(event, end);
+    if (before === 'pending') this.#events.set(event, end);
+    else throw new Error(`Cannot end "${event}" with ${end}: it is ${before ?? 'not invoked'}`);
   }
 
   /** Invokes, calls, and notes the end. Resolves with it; what is no `MicroError` rejects. */
@@ -44,7 +44,10 @@ export class History {
   }
 }
 
-/** What is wrong, a sentence each. None if invoked = ok + fail + unknown, ok ⊆ journal ⊆ invoked, fail ∩ journal = ∅, nothing twice. */
+/**
+ * What is wrong, a sentence each. None if invoked = ok + fail + unknown, ok ⊆ journal ⊆ invoked,
+ * fail ∩ journal = ∅, and nothing is there twice.
+ */
 export function faultsOf(history: History, journal: readonly string[]): string[] {
   const { invoked } = history;
   const failed = history.with('fail');
@@ -56,7 +59,9 @@ export function faultsOf(history: History, journal: readonly string[]): string[]
     else if (failed.has(event)) faults.push(`"${event}" was done, yet its caller was told that it was not`);
     done.add(event);
   }
-  for (const event of history.with('ok')) if (!done.has(event)) faults.push(`"${event}" was acknowledged, yet lost`);
+  for (const event of history.with('ok')) {
+    if (!done.has(event)) faults.push(`"${event}" was acknowledged, yet lost`);
+  }
   return faults;
 }
 

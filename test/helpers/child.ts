@@ -1,6 +1,7 @@
 /** Programs run as processes of their own and asked over Node's IPC channel. Both halves. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import type { Socket } from 'node:net';
 import { fileURLToPath } from 'node:url';
 import { within } from './deadline.ts';
 
@@ -46,7 +47,8 @@ export class Child {
     this.exited = new Promise((resolve) => {
       const over = (code: number | null, signal: NodeJS.Signals | null): void => {
         alive.delete(child);
-        for (const settle of this.#waiting.values()) settle({ id: 0, error: `it ended with ${signal ?? code}` });
+        const error = `it ended with ${signal ?? code}`;
+        for (const settle of this.#waiting.values()) settle({ id: 0, error });
         this.#waiting.clear();
         resolve({ code, signal });
       };
@@ -77,7 +79,8 @@ export class Child {
     const ended = this.exited.then(({ code, signal }) => {
       throw new Error(`Cannot start ${this.name}: it ended with ${signal ?? code}: ${this.stderr}`);
     });
-    return JSON.parse(await within(START_MS, Promise.race([this.#first, ended]), `the first line of ${this.name}`)) as T;
+    const first = Promise.race([this.#first, ended]);
+    return JSON.parse(await within(START_MS, first, `the first line of ${this.name}`)) as T;
   }
 
   /** Resolves with the answer; rejects if the command failed, the process ended, or time is up. */
@@ -102,7 +105,7 @@ export class Child {
   unref(): void {
     this.process.unref();
     this.process.channel?.unref();
-    for (const stream of [this.process.stdout, this.process.stderr]) (stream as unknown as { unref?(): void } | null)?.unref?.();
+    for (const stream of [this.process.stdout, this.process.stderr]) (stream as Socket | null)?.unref();
   }
 
   openFiles(): number {

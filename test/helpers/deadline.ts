@@ -18,7 +18,8 @@ const POLL_MS = 10;
  * Resolves with the first truthy value of `check`. For what sends no event: a file, another process'
  * descriptors. Where there is an event, await that, inside {@link within}.
  */
-export async function until<T>(check: () => T | PromiseLike<T>, ms: number, what: string): Promise<NonNullable<T>> {
+export async function until<T>(check: () => T | PromiseLike<T>, ms: number,
+  what: string): Promise<NonNullable<T>> {
   const late = new Error();
   const end = performance.now() + ms;
   for (;;) {

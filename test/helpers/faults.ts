@@ -10,7 +10,8 @@ const FULL_MS = 15 * 60_000;
 export interface FaultOptions { timeoutMs?: number }
 
 /** @param text What is done, as the table of faults words it. */
-export function fault(id: string, text: string, test: () => Promise<unknown>, { timeoutMs }: FaultOptions = {}): void {
+export function fault(id: string, text: string, test: () => Promise<unknown>,
+  { timeoutMs }: FaultOptions = {}): void {
   it(`${id} ${text}`, async () => {
     try {
       await test();

@@ -76,5 +76,5 @@ export class Load {
 }
 
 /** How a call may end whose server goes away and comes back. */
-const MAY_END_WITH = new Set(['CONNECTION_LOST, maybe done', 'CONNECTION_LOST, not sent', 'CONNECTION_REFUSED, not sent',
-  'SERVER_BUSY, refused']);
+const MAY_END_WITH = new Set(['CONNECTION_LOST, maybe done', 'CONNECTION_LOST, not sent',
+  'CONNECTION_REFUSED, not sent', 'SERVER_BUSY, refused']);

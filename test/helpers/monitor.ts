@@ -55,11 +55,13 @@ let control: Promise<Child> | undefined;
 /** Does `task` under the monitor; fails if the task does, or if the monitor saw anything. */
 export async function monitored<T>(server: ServerProcess, options: MonitorOptions,
   task: (monitor: Monitor) => Promise<T>): Promise<T> {
-  const { rssGrowthBytes = 32 * MIB, answerMs = 250, hz = 20, greeting, mayEnd = false, mayStayOpen = false } = options;
+  const { rssGrowthBytes = 32 * MIB, answerMs = 250, hz = 20, greeting } = options;
+  const { mayEnd = false, mayStayOpen = false } = options;
   const echoes = server.setUp.callback === 'echo' && server.setUp.record === undefined;
   const { ask = echoes ? 'monitor #' : '$ping', reply = echoes ? 'monitor #' : 'pong' } = options;
   const client = await (control ??= startControl());
-  const watch: Watch = { port: server.address.path ?? server.port, pid: server.pid, ask, reply, greeting, answerMs, hz };
+  const port = server.address.path ?? server.port;
+  const watch: Watch = { port, pid: server.pid, ask, reply, greeting, answerMs, hz };
   const id = await client.ask<number>('watch', watch);
   const breaches: string[] = [];
   let failure: { error: unknown } | undefined;
@@ -89,7 +91,9 @@ export async function monitored<T>(server: ServerProcess, options: MonitorOption
   }
   const report = await client.ask<ControlReport>('finish', id);
   if (server.isAlive || !mayEnd) breaches.push(...report.breaches);
-  if (report.breachCount > report.breaches.length) breaches.push(`the control client: ${report.breachCount} such things in all`);
+  if (report.breachCount > report.breaches.length) {
+    breaches.push(`the control client: ${report.breachCount} such things in all`);
+  }
   if (failure !== undefined) throw withBreaches(failure.error, breaches);
   if (breaches.length > 0) throw new Error(`Under the standing monitor, ${breaches.join('; ')}`);
   return result as T;
@@ -107,8 +111,8 @@ async function unreturned(server: ServerProcess, before: Vitals, filesBefore: nu
   const isBack = async (): Promise<boolean> => {
     const files = server.openFiles();
     const { timers, resources } = await server.vitals();
-    now = `${files} descriptors open (${filesBefore} before), ${timers} timers armed (${before.timers} before), ` +
-      `resources ${JSON.stringify(resources)}`;
+    now = `${files} descriptors open (${filesBefore} before), ` +
+      `${timers} timers armed (${before.timers} before), resources ${JSON.stringify(resources)}`;
     return files <= filesBefore && timers <= before.timers + SHARED_TIMERS;
   };
   return until(isBack, BACK_MS, 'its return').then(() => [], () => [`${BACK_MS} ms later it still had ${now}`]);

@@ -1,22 +1,23 @@
-/** Two hosts with a cable between them: network namespaces of Linux, which want root. */
+/** Two hosts and a router between them: network namespaces of Linux, which want root. */
 import { spawnSync } from 'node:child_process';
 
 const PREFIX = 'portcall-test-';
 
 export class Network {
-  /** Hosts of the two sides, for `Child`'s option `wrapper`. */
+  /** The two hosts, for `Child`'s option `wrapper`. */
   readonly here: readonly string[];
   readonly there: readonly string[];
-  readonly hostThere = '10.77.0.2';
-  /** An address that the cable leads to and where nobody is: what is sent there is lost. */
-  readonly hostLost = '10.77.0.9';
-  readonly #names: readonly [string, string];
+  readonly addressThere = '10.77.2.2';
+  /** An address that a cable leads to and where nobody is: what is sent there is lost. */
+  readonly addressLost = '10.77.1.9';
+  readonly #names: readonly [here: string, router: string, there: string];
   readonly #removeAtExit = (): void => this.remove();
 
   private constructor(number: number) {
-    this.#names = [`${PREFIX}${process.pid}-${number}a`, `${PREFIX}${process.pid}-${number}b`];
+    const name = (what: string) => `${PREFIX}${process.pid}-${number}${what}`;
+    this.#names = [name('here'), name('router'), name('there')];
     this.here = ['ip', 'netns', 'exec', this.#names[0]];
-    this.there = ['ip', 'netns', 'exec', this.#names[1]];
+    this.there = ['ip', 'netns', 'exec', this.#names[2]];
   }
 
   static #count = 0;
@@ -37,18 +38,21 @@ export class Network {
     removeLeftOvers();
     const network = new Network(Network.#count++);
     process.once('exit', network.#removeAtExit);
-    const [here, there] = network.#names;
+    const [here, router, there] = network.#names;
     try {
-      ip('netns', 'add', here);
-      ip('netns', 'add', there);
-      ip('-n', here, 'link', 'add', 'cable', 'type', 'veth', 'peer', 'name', 'cable', 'netns', there);
-      ip('-n', here, 'address', 'add', '10.77.0.1/24', 'dev', 'cable');
-      ip('-n', there, 'address', 'add', `${network.hostThere}/24`, 'dev', 'cable');
       for (const name of network.#names) {
+        ip('netns', 'add', name);
         ip('-n', name, 'link', 'set', 'lo', 'up');
-        ip('-n', name, 'link', 'set', 'cable', 'up');
       }
-      ip('-n', here, 'neighbour', 'add', network.hostLost, 'lladdr', '02:00:00:00:00:09', 'dev', 'cable');
+      for (const [host, cable, subnet, own] of [[here, 'cable1', '10.77.1', 1], [there, 'cable2', '10.77.2', 2]] as const) {
+        ip('-n', host, 'link', 'add', 'cable', 'type', 'veth', 'peer', 'name', cable, 'netns', router);
+        ip('-n', host, 'address', 'add', `${subnet}.${own}/24`, 'dev', 'cable');
+        ip('-n', router, 'address', 'add', `${subnet}.254/24`, 'dev', cable);
+        ip('-n', router, 'link', 'set', cable, 'up');
+        network.#plug(host, `${subnet}.254`);
+      }
+      network.forwards(true);
+      ip('-n', here, 'neighbour', 'add', network.addressLost, 'lladdr', '02:00:00:00:00:09', 'dev', 'cable');
     } catch (error) {
       network.remove();
       throw error;
@@ -66,13 +70,20 @@ export class Network {
     }
   }
 
-  /** Pulls the cable out at the far side. */
-  down(): void {
-    ip('-n', this.#names[1], 'link', 'set', 'cable', 'down');
+  /** Pulls the far host's cable out, or plugs it in again. */
+  pluggedIn(isIn: boolean): void {
+    if (isIn) this.#plug(this.#names[2], '10.77.2.254');
+    else ip('-n', this.#names[2], 'link', 'set', 'cable', 'down');
   }
 
-  up(): void {
-    ip('-n', this.#names[1], 'link', 'set', 'cable', 'up');
+  /** Whether the router passes packets on; if not, they are lost without a word. */
+  forwards(does: boolean): void {
+    ip('netns', 'exec', this.#names[1], 'sh', '-c', `echo ${Number(does)} > /proc/sys/net/ipv4/ip_forward`);
+  }
+
+  #plug(host: string, router: string): void {
+    ip('-n', host, 'link', 'set', 'cable', 'up');
+    ip('-n', host, 'route', 'replace', 'default', 'via', router); // it goes with the cable
   }
 
   remove(): void {

@@ -42,7 +42,8 @@ export async function inPackets<T extends Packets>(server: ServerProcess, rows: 
 
 /** In two, at each of `cuts`. */
 export function inTwo(bytes: Buffer, cuts: readonly number[]): Packets[] {
-  return cuts.map((cut) => ({ pieces: [bytes.subarray(0, cut), bytes.subarray(cut)], how: `cut at ${cut} of ${bytes.length}` }));
+  return cuts.map((cut) =>
+    ({ pieces: [bytes.subarray(0, cut), bytes.subarray(cut)], how: `cut at ${cut} of ${bytes.length}` }));
 }
 
 /** A byte a packet. */

@@ -48,6 +48,6 @@ export function seeded(seed: number = FUZZ_SEED): Random {
 function number(name: string): number | undefined {
   const value = process.env[name];
   if (value === undefined || value === '') return undefined;
-  if (!Number.isSafeInteger(Number(value))) throw new RangeError(`Cannot use ${name}="${value}": expected a whole number`);
-  return Number(value);
+  if (Number.isSafeInteger(Number(value))) return Number(value);
+  throw new RangeError(`Cannot use ${name}="${value}": expected a whole number`);
 }

@@ -160,7 +160,8 @@ export class RawClient {
   }
 
   #why(): string {
-    const how = this.#state === 'ended' ? 'the peer sent FIN' : `the connection closed (${this.#error?.message ?? 'no error'})`;
+    const how = this.#state === 'ended' ? 'the peer sent FIN'
+      : `the connection closed (${this.#error?.message ?? 'no error'})`;
     return `${how} after ${this.#sofar()}`;
   }
 }

@@ -64,7 +64,8 @@ export class ServerProcess extends Child {
     // Memory that is free goes back to the system at once: else its size tells of the allocator's
     // habits (some 40 MiB after a few messages of 1 MiB), not of what the server holds.
     const env = { MALLOC_MMAP_THRESHOLD_: '131072', MALLOC_TRIM_THRESHOLD_: '131072', ...options.env };
-    super('server.ts', setUp, { flags: ['--expose-gc', '--min-semi-space-size=16', ...flags], ...options, env });
+    const known = ['--expose-gc', '--min-semi-space-size=16'];
+    super('server.ts', setUp, { flags: [...known, ...flags], ...options, env });
     this.setUp = setUp;
   }
 

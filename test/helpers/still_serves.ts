@@ -11,7 +11,8 @@ export interface StillServesOptions {
 }
 
 /** Asks over lines and over frames, on connections of their own. */
-export async function stillServes({ port }: { port: number }, { ask, reply = ask, token }: StillServesOptions = {}): Promise<void> {
+export async function stillServes({ port }: { port: number },
+  { ask, reply = ask, token }: StillServesOptions = {}): Promise<void> {
   await RawClient.with(port, async (client) => {
     if (token !== undefined) {
       await client.write(`$token ${token}\n`);

@@ -86,14 +86,17 @@ function bytesOf(piece: Piece): Buffer {
  * The bytes whole, byte by byte, in two at every point (at chosen ones, where they are many) and in
  * seeded random pieces. Each comes with what to tell where it fails.
  */
-export function* splits(bytes: Buffer, seed = FUZZ_SEED, runs = fuzzRuns(20)): Generator<[how: string, pieces: Buffer[]]> {
+export function* splits(bytes: Buffer, seed = FUZZ_SEED, runs = fuzzRuns(20)):
+Generator<[how: string, pieces: Buffer[]]> {
   yield ['whole', [bytes]];
   if (bytes.length < 2) return;
   if (bytes.length <= 100_000) yield ['byte by byte', cut(bytes, () => 1)];
   const random = seeded(seed);
   const points = bytes.length <= 1_500 ? Array.from({ length: bytes.length - 1 }, (_, i) => i + 1)
     : Array.from({ length: 40 }, () => 1 + random.int(bytes.length - 1));
-  for (const at of points) yield [`cut in two at ${at} (FUZZ_SEED=${seed})`, [bytes.subarray(0, at), bytes.subarray(at)]];
+  for (const at of points) {
+    yield [`cut in two at ${at} (FUZZ_SEED=${seed})`, [bytes.subarray(0, at), bytes.subarray(at)]];
+  }
   for (let run = 0; run < runs; run++) {
     const most = random.between(1, run % 2 === 0 ? 8 : bytes.length);
     const pieces = cut(bytes, () => random.between(1, most * (bytes.length > 100_000 ? 1_000 : 1)));
@@ -147,7 +150,7 @@ export function eventsOf(vector: Vector, pieces: readonly Buffer[]): { out: stri
     response: (tag, kind, body) => seen({ response: body instanceof MicroError
       ? { tag: tag as number, kind: 'error', ...plain(body) }
       : { tag: tag as number, kind: kind as 'reply', text: body } }),
-    control: (word, argument, count) => seen({ control: [word, argument, count].slice(0, 1 + ARITY[word]) as [string] }),
+    control: (...words) => seen({ control: words.slice(0, 1 + ARITY[words[0]]) as [string] }),
     command: (line, tag) => seen({ command: { tag: tag as number, line } }),
     error: (code, text, tag) => seen({ error: { ...(tag !== undefined && { tag: tag as number }), code, text } }),
     write: (bytes) => seen({ write: Buffer.from(bytes as string).toString() }),

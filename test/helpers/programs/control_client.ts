@@ -8,6 +8,7 @@ import { answer, ready } from '../child.ts';
 import type { ControlReport, Watch } from '../monitor.ts';
 
 const MOST_BREACHES = 5;
+const CLOSE_MS = 2_000;
 const NEVER_MS = 5_000; // an answer that is not there by then will not come
 
 class Control {
@@ -53,7 +54,9 @@ class Control {
     const socket = this.#socket;
     this.#socket = undefined;
     if (socket === undefined || socket.closed) return;
+    const giveUp = setTimeout(() => socket.destroy(), CLOSE_MS); // who doesn't close is told of elsewhere
     await new Promise((resolve) => socket.once('close', resolve).end());
+    clearTimeout(giveUp);
   }
 
   async finish(): Promise<ControlReport> {
@@ -87,10 +90,10 @@ class Control {
     this.#held = lines.pop() ?? '';
     for (const line of lines) {
       const question = this.#pending.shift();
-      if (question === undefined) this.#breach(`it was told ${JSON.stringify(line.slice(0, 100))}, having asked nothing`);
-      else if (question.reply !== line) {
-        this.#breach(`it was told ${JSON.stringify(line.slice(0, 100))}, expected ${JSON.stringify(question.reply)}`);
-      } else this.#judge(question);
+      const told = `it was told ${JSON.stringify(line.slice(0, 100))}`;
+      if (question === undefined) this.#breach(`${told}, having asked nothing`);
+      else if (question.reply !== line) this.#breach(`${told}, expected ${JSON.stringify(question.reply)}`);
+      else this.#judge(question);
     }
     if (this.#pending.length === 0) this.#answered();
   }
