@@ -3,7 +3,7 @@ import { getEventListeners } from 'node:events';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { MicroClient, MicroError, type ClientOptions } from '../lib/micro_client.ts';
 import { MicroServer, type Callback, type ServerOptions } from '../lib/micro_server.ts';
-import { pause, within } from './helpers/deadline.ts';
+import { pause, until, within } from './helpers/deadline.ts';
 import { Proxy } from './helpers/proxy.ts';
 import { FUZZ_SEED, fuzzRuns, seeded, type Random } from './helpers/random.ts';
 import { RawClient } from './helpers/raw_client.ts';
@@ -415,6 +415,42 @@ describe('a message with an id', () => {
     expect(await client.sendMessage('m', { id: 'a' })).toBe('run 5');
   });
 
+  it('is never forgotten while it runs', async () => {
+    let runs = 0;
+    const release = gate();
+    const { port } = await serve(async () => {
+      const run = ++runs;
+      await release.opened;
+      return `run ${run}`;
+    }, { dedupe: 2 });
+    const client = dial(port);
+    const replies = ['a', 'b', 'c', 'a'].map((id) => client.sendMessage('m', { id }));
+    await client.ping(); // all are at the server
+    release.open();
+    expect(await within(2_000, Promise.all(replies), 'the replies')).toEqual(['run 1', 'run 2', 'run 3', 'run 1']);
+  });
+
+  it('gets its reply though the first try was lost with its connection and the callback heeds its signal', async () => {
+    let runs = 0;
+    const [begun, release] = [gate(), gate()];
+    const { port } = await serve((_message, { signal }) => new Promise((resolve, reject) => {
+      const run = ++runs;
+      signal.addEventListener('abort', () => reject(new Error('stopped halfway')));
+      void release.opened.then(() => resolve(`run ${run}`));
+      begun.open();
+    }), { dedupe: 10 });
+    const proxy = await Proxy.start(port);
+    cleanUps.push(() => proxy.close());
+    const client = dial(proxy.port, { retry: true });
+    await client.ping(); // the server's hello has come: it says whether replies are kept
+    const call = client.sendMessage('m', { id: 'a' });
+    await within(2_000, begun.opened, 'the first try');
+    proxy.reset();
+    await until(() => proxy.connections === 2, 2_000, 'a new connection');
+    release.open();
+    expect(await within(5_000, call, 'the reply')).toBe('run 1');
+  });
+
   it('is sent again after a lost connection where the server keeps replies, and runs once', async () => {
     const { client, runs } = await losing({ dedupe: 10 });
     expect(await within(5_000, client.sendMessage('m', { id: 'a' }), 'the second try')).toBe('run 1');
@@ -505,7 +541,7 @@ describe('a call with retry', () => {
   });
 
   it('ends at its deadline with the last reason where the service stays busy', async () => {
-    const { port } = await serve(() => { throw new MicroError('SERVER_BUSY', 'not today', { retryAfterMs: 20 }); });
+    const { port } = await serve(() => { throw new MicroError('SERVER_BUSY', 'not today', { retryAfterMs: 1_000 }); });
     const began = performance.now();
     const error = await failure(dial(port).sendMessage('m', { retry: true, timeoutMs: 300 }));
     expect(performance.now() - began).toBeGreaterThanOrEqual(200);

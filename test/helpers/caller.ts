@@ -23,8 +23,9 @@ export interface Called {
   reply?: string;
   code?: string;
   outcome?: string;
-  /** Milliseconds that it took. */
+  /** Milliseconds that it took; and less those in which its process had no core, for upper limits. */
   ms: number;
+  ownMs: number;
   /** When it began and ended, in milliseconds since 1970. */
   began: number;
   ended: number;

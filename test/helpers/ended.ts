@@ -1,22 +1,25 @@
 /** How calls end, and when. */
 import { MicroError } from '../../lib/micro_client.ts';
+import { Stopwatch } from './stopwatch.ts';
 
 export interface Ended {
   reply?: string;
   error?: MicroError;
   /** Milliseconds from the moment that it was asked for. */
   ms: number;
+  /** Less those in which this process had no core: for upper limits. */
+  ownMs: number;
 }
 
 /** Resolves when the call has ended, well or not. Rejects where it fails with what is no `MicroError`. */
 export async function ended(call: Promise<string>): Promise<Ended> {
-  const began = performance.now();
+  const watch = new Stopwatch();
   try {
     const reply = await call;
-    return { reply, ms: performance.now() - began };
+    return { reply, ms: watch.ms, ownMs: watch.ownMs };
   } catch (error) {
     if (!(error instanceof MicroError)) throw error;
-    return { error, ms: performance.now() - began };
+    return { error, ms: watch.ms, ownMs: watch.ownMs };
   }
 }
 

@@ -2,6 +2,7 @@
 import { MicroError, type CallOptions, type MicroClient } from '../../lib/micro_client.ts';
 import { until } from './deadline.ts';
 import type { History } from './checker.ts';
+import { Stopwatch } from './stopwatch.ts';
 
 export interface LoadOptions {
   clients: readonly MicroClient[];
@@ -49,7 +50,7 @@ export class Load {
     while (!this.#isOver) {
       const number = this.#last++;
       const text = `${name} ${number}`;
-      const began = performance.now();
+      const watch = new Stopwatch();
       let reply: string | undefined;
       let failure: unknown;
       const end = await history.call(text, async () => {
@@ -61,8 +62,7 @@ export class Load {
           throw error;
         }
       });
-      const ms = performance.now() - began;
-      if (ms > timeoutMs + LATE_MS) this.faults.push(`"${text}" ended after ${Math.round(ms)} ms`);
+      if (watch.ownMs > timeoutMs + LATE_MS) this.faults.push(`"${text}" ended after ${Math.round(watch.ms)} ms`);
       if (end !== 'ok') {
         const { code, outcome } = failure as MicroError;
         if (!MAY_END_WITH.has(`${code}, ${outcome}`)) this.faults.push(`"${text}" ended with ${code}, ${outcome}`);

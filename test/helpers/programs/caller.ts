@@ -2,14 +2,15 @@
 import { MicroClient, MicroError } from '../../../lib/micro_client.ts';
 import { answer, given, ready } from '../child.ts';
 import { pause } from '../deadline.ts';
+import { Stopwatch } from '../stopwatch.ts';
 import type { Called, CallerSetUp, Order } from '../caller.ts';
 
 const { key, clients = 1, options } = given<CallerSetUp>();
 const all = Array.from({ length: clients }, () => new MicroClient(key, { ...options, log: () => {} }));
 
 async function call(client: MicroClient, { text, options = {} }: Order): Promise<Called> {
-  const [began, start] = [Date.now(), performance.now()];
-  const end = (facts: object): Called => ({ ...facts, ms: performance.now() - start, began, ended: Date.now() });
+  const [began, watch] = [Date.now(), new Stopwatch()];
+  const end = (facts: object): Called => ({ ...facts, ms: watch.ms, ownMs: watch.ownMs, began, ended: Date.now() });
   try {
     return end({ reply: await client.sendMessage(text, options) });
   } catch (error) {
