@@ -51,8 +51,7 @@ export interface Client {
 export interface Context {
   readonly signal: AbortSignal; // aborted on the deadline, a cancel, or the loss of the connection
   readonly deadline: number; // when the caller stops waiting, in milliseconds since 1970
-  readonly parts: readonly Uint8Array[] | undefined;
-  readonly client: Client;
+  readonly parts: readonly Uint8Array[] | undefined; readonly client: Client;
   close(): void; // closes the connection once this reply is delivered
   stopServer(): void; // likewise
 }
@@ -195,7 +194,7 @@ class Hub {
   readonly alarm = new Alarm((at) =>
     [...this.connections].reduce((next, connection) => Math.min(next, connection.look(at)), Infinity));
   readonly latency = new Latency();
-  readonly replies = new Map<string, Promise<unknown>>(); // by message id
+  readonly replies = new Map<string, unknown>(); // by message id
   readonly counts = { requests: 0, errors: 0, bytes: { in: 0, out: 0 } };
   readonly #met: Stats['limits'] = {};
   clients = 0; refusing = 0; // so far; connections that wait to be told why not
@@ -280,8 +279,7 @@ class Connection implements Sink {
   #partialBytes = 0; #partialSince = 0; // of an unfinished message
   #unauthorizedBytes = 0; #errors = 0;
   #isAuthorized: boolean;
-  #isMet = false; // the service was told of the client
-  #isPumping = false;
+  #isMet = false; #isPumping = false; // the service was told of the client; a turn is due
   #isPaused = false; #isFlooded = false; // is not read; does not read
   constructor(hub: Hub, duplex: Duplex, how: ServeOptions = {}, refusal?: MicroError) {
     this.hub = hub;
@@ -431,14 +429,14 @@ class Connection implements Sink {
     this.#reply(request, value);
   }
   /** The same id gets the same reply, and runs once. */
-  async #once(id: string, request: Request, maxReplies: number): Promise<unknown> {
+  #once(id: string, request: Request, maxReplies: number): unknown {
     const { replies, service } = this.hub;
-    const kept = replies.get(id);
-    const reply = kept ?? (async () => service.callback(request.message.text, request))();
-    replies.set(id, reply);
+    let value = replies.get(id);
+    if (value !== undefined) return typeof value === 'string' ? value : again(value);
+    try { value = service.callback(request.message.text, request); } catch (error) { value = Promise.reject(error); }
+    replies.set(id, value ?? Promise.resolve(value));
     if (replies.size > maxReplies) replies.delete(replies.keys().next().value as string);
-    if (kept === undefined || !isStream(await kept)) return reply;
-    throw new Error('its reply was a stream, which is not kept for a second ask');
+    return value;
   }
   async #settle(request: Request, promised: unknown): Promise<void> {
     this.hub.alarm.at(request.dueAt = this.#now + request.limitMs);
@@ -516,8 +514,7 @@ class Connection implements Sink {
   }
   #encode(kind: Kind, body: Answer[1], message?: Message): void {
     if (message?.oneWay === true) return;
-    const isOver = this.#duplex.writableLength > this.hub.limits.maxOutputBytes; // before it: one reply may be longer
-    if (isOver) return this.#cut('maxOutputBytes');
+    if (this.#duplex.writableLength > this.hub.limits.maxOutputBytes) return this.#cut('maxOutputBytes'); // one passes
     if (body instanceof MicroError) this.hub.counts.errors++;
     const bytes = (this.#codec ?? new PlainCodec(1)).encode(kind, body, message?.tag);
     this.hub.counts.bytes.out += bytes.length;
@@ -538,7 +535,8 @@ class Connection implements Sink {
   }
   #abortAll(why: string): void {
     for (const request of this.#requests?.values() ?? []) {
-      request.abort(new MicroError('CONNECTION_LOST', why));
+      const isKept = request.message.id !== undefined && this.hub.options.dedupe; // its reply has a use still
+      if (!isKept) request.abort(new MicroError('CONNECTION_LOST', why));
       request.settle();
     }
     this.#requests = this.#held = undefined;
@@ -677,10 +675,8 @@ function newClient(id: string, dialect: string, duplex?: Duplex): OwnClient {
 
 /** One request and its context. Plain fields: one is made a message. */
 class Request implements Context {
-  readonly connection: Connection; readonly message: Message;
-  readonly limitMs: number; readonly since: number;
-  dueAt = Infinity; isSettled = false;
-  answer: Answer | undefined = undefined;
+  readonly connection: Connection; readonly message: Message; readonly limitMs: number; readonly since: number;
+  dueAt = Infinity; isSettled = false; answer: Answer | undefined = undefined;
   next: 'close' | 'stopServer' | undefined = undefined; // once it is answered
   wake = NOTHING_TO_DO; leave = NOTHING_TO_DO; // of a stream: goes on if it may; returns its iterator
   credit: (parts: number) => void = NOTHING_TO_DO;
@@ -700,7 +696,7 @@ class Request implements Context {
   abort(reason: MicroError): MicroError { (this.controller ??= new AbortController()).abort(reason); return reason; }
   settle(): void {
     this.isSettled = true;
-    this.dueAt = Infinity;
+    this.dueAt = Infinity; // though its turn may not have come
     this.wake();
     this.leave();
   }
@@ -795,6 +791,10 @@ function openFilesLimit(): number {
 const urlOf = (host: string, port = 0): string => `tcp://${host.includes(':') ? `[${host}]` : host}:${port}`;
 const isStream = (value: unknown): value is AsyncIterable<unknown> =>
   typeof value === 'object' && value !== null && Symbol.asyncIterator in value;
+async function again(kept: unknown): Promise<unknown> {
+  if (isStream(await kept)) throw new Error('its reply was a stream, which is not kept for a second ask');
+  return kept;
+}
 const digest = (secret: string): Buffer => createHash('sha256').update(secret).digest();
 /** Digests are of one length, so that the time taken tells nothing. */
 const isSame = (secret: string, other = ''): boolean => timingSafeEqual(digest(secret), digest(other));
