@@ -34,39 +34,34 @@ export const DEFAULT_LIMITS = {
 export type Limits = typeof DEFAULT_LIMITS;
 
 export interface ServerOptions extends Partial<Limits> {
-  ports?: Ports;
+  ports?: Ports; log?: Log;
   host?: string; // where to bind, if not where clients dial; beyond loopback wants a token, or `insecure`
   token?: string; insecure?: boolean; // what a client must say first; that none is wanted beyond loopback
   dialects?: readonly Dialect[]; // to be told apart on the same port, beside lines and frames
   dedupe?: number; // keeps so many replies by message id, so that a message sent twice runs once; default 0
-  log?: Log;
 }
 /** Who asks: one a connection, or one a client of the router at its other end. */
 export interface Client {
   readonly id: string; readonly address: string; readonly dialect: string; readonly loopback: boolean;
-  readonly identity?: string;
-  readonly signal: AbortSignal; // aborted when it is gone
+  readonly identity?: string; readonly signal: AbortSignal; // aborted when it is gone
   readonly state: Map<unknown, unknown>; // for the service to remember things in
 }
 export interface Context {
   readonly signal: AbortSignal; // aborted on the deadline, a cancel, or the loss of the connection
   readonly deadline: number; // when the caller stops waiting, in milliseconds since 1970
   readonly parts: readonly Uint8Array[] | undefined; readonly client: Client;
-  close(): void; // closes the connection once this reply is delivered
-  stopServer(): void; // likewise
+  close(): void; stopServer(): void; // once this reply is delivered: the connection, the server
 }
 export type Callback = (message: string, context: Context) => Value | Promise<Value>;
 export interface Service {
   callback: Callback;
   dialects?: readonly Dialect[];
   contract?: { summary: string; messages: Readonly<Record<string, { example: string; reply: string }>> };
-  connected?(client: Client): void; // at a client's first byte
-  disconnected?(client: Client): void;
+  connected?(client: Client): void; disconnected?(client: Client): void; // at its first byte; when it is gone
   stop?(): Promise<void>; // closes what the service opened, when the server has stopped
 }
 export interface Stats {
-  requests: number; errors: number; connections: number; inFlight: number;
-  bytes: { in: number; out: number };
+  requests: number; errors: number; connections: number; inFlight: number; bytes: { in: number; out: number };
   latencyMs: { count: number; mean: number; p50: number; p99: number; max: number };
   limits: Partial<Record<keyof Limits, number>>; // how often each was met
 }
@@ -81,8 +76,7 @@ export class MicroServer {
   readonly #key: string | number;
   readonly #hub: Hub;
   #listener: Listener | undefined;
-  #starting: Promise<Address> | undefined;
-  #stopping: Promise<void> | undefined;
+  #starting: Promise<Address> | undefined; #stopping: Promise<void> | undefined;
   /** @throws {TypeError | RangeError} Wrong options. A wrong address is told by `startListening`. */
   constructor(service: Callback | Service, key: string | number, options: ServerOptions = {}) {
     const whole = typeof service === 'function' ? { callback: service } : service;
@@ -185,6 +179,7 @@ const WINDOW = { parts: 256, bytes: 1024 * 1024 }; // how far a stream may be ah
 const PAUSED_PING_MS = 200;
 const EMPTY = Buffer.alloc(0);
 const NOTHING_TO_DO = (): void => {};
+const AS_TOLD: ServeOptions = {}; // by the first bytes
 
 class Hub {
   readonly service: Service; readonly options: ServerOptions; readonly log: Log; readonly stopServer: () => void;
@@ -194,7 +189,7 @@ class Hub {
   readonly alarm = new Alarm((at) =>
     [...this.connections].reduce((next, connection) => Math.min(next, connection.look(at)), Infinity));
   readonly latency = new Latency();
-  readonly replies = new Map<string, unknown>(); // by message id
+  readonly running = new Map<string, unknown>(); readonly replies = new Map<string, unknown>(); // by message id
   readonly counts = { requests: 0, errors: 0, bytes: { in: 0, out: 0 } };
   readonly #met: Stats['limits'] = {};
   clients = 0; refusing = 0; // so far; connections that wait to be told why not
@@ -281,7 +276,7 @@ class Connection implements Sink {
   #isAuthorized: boolean;
   #isMet = false; #isPumping = false; // the service was told of the client; a turn is due
   #isPaused = false; #isFlooded = false; // is not read; does not read
-  constructor(hub: Hub, duplex: Duplex, how: ServeOptions = {}, refusal?: MicroError) {
+  constructor(hub: Hub, duplex: Duplex, how: ServeOptions = AS_TOLD, refusal?: MicroError) {
     this.hub = hub;
     this.#duplex = duplex;
     this.#outbox = new Outbox(duplex, this);
@@ -428,14 +423,18 @@ class Connection implements Sink {
     this.#handled++;
     this.#reply(request, value);
   }
-  /** The same id gets the same reply, and runs once. */
+  /** The same id gets the same reply, and runs once. What still runs is not forgotten for newer ones. */
   #once(id: string, request: Request, maxReplies: number): unknown {
-    const { replies, service } = this.hub;
-    let value = replies.get(id);
+    const { replies, running, service } = this.hub;
+    let value = replies.get(id) ?? running.get(id);
     if (value !== undefined) return typeof value === 'string' ? value : again(value);
     try { value = service.callback(request.message.text, request); } catch (error) { value = Promise.reject(error); }
-    replies.set(id, value ?? Promise.resolve(value));
-    if (replies.size > maxReplies) replies.delete(replies.keys().next().value as string);
+    const reply = value ?? Promise.resolve(value);
+    const keep = () => {
+      running.delete(id); replies.set(id, reply);
+      if (replies.size > maxReplies) replies.delete(replies.keys().next().value as string);
+    };
+    if (typeof reply === 'string') keep(); else { running.set(id, reply); Promise.resolve(reply).then(keep, keep); }
     return value;
   }
   async #settle(request: Request, promised: unknown): Promise<void> {
