@@ -4,7 +4,8 @@ const MIB = 1024 * 1024;
 const COUNTER_FROM = 1_000_000; // seven digits from first to last, so that every text has the same size
 const COUNTERS = 9_000_000;
 const COUNTER_DIGITS = 7;
-const BIG_TEXTS = 16; // more than are ever in flight
+const SMALL_TEXTS = 4096; // more than are ever in flight
+const BIG_TEXTS = 16; // likewise
 
 /** What a client can drive. `inFlight` is for each connection. */
 export interface LoadOptions {
@@ -78,18 +79,12 @@ export class Flight {
   }
 }
 
-/**
- * Distinct texts of one size. Small ones are made anew for each message, as a program would; big
- * ones are made once, else the making would hide what the sending costs.
- */
+/** Distinct texts of one size, made beforehand: else the making would hide what the sending costs. */
 export function texts(textBytes: number): () => string {
+  const count = textBytes < MIB ? SMALL_TEXTS : BIG_TEXTS;
+  const made = Array.from({ length: count }, (_, n) => numbered(n, textBytes));
   let n = 0;
-  if (textBytes < MIB) {
-    const rest = '-'.repeat(textBytes - COUNTER_DIGITS);
-    return () => `${COUNTER_FROM + (n++ % COUNTERS)}${rest}`;
-  }
-  const big = Array.from({ length: BIG_TEXTS }, () => numbered(n++, textBytes));
-  return () => big[n++ % BIG_TEXTS] ?? '';
+  return () => made[n++ % count] ?? '';
 }
 
 /** A text of so many bytes that carries a number, in one piece of memory. */

@@ -13,7 +13,7 @@ import { canPin } from './child.ts';
 import { SHAPES, median, type Bar, type Bench, type Shape, type Side, type Unit } from './shapes.ts';
 
 const ROUNDS = { full: 5, quick: 2 };
-const FULL = { warmUpMs: 300, slices: 6, sliceMs: 100, scriptRuns: 15 };
+const FULL = { warmUpMs: 1_000, slices: 4, sliceMs: 200, scriptRuns: 15 }; // steady state: compiled, and in flow
 const QUICK = { warmUpMs: 150, slices: 2, sliceMs: 90, scriptRuns: 5 };
 
 interface Row {

@@ -7,19 +7,23 @@ export const FULL = process.env['FAULTS'] === 'full';
 const QUICK_MS = 30_000;
 const FULL_MS = 15 * 60_000;
 
-export interface FaultOptions { timeoutMs?: number }
+export interface FaultOptions {
+  timeoutMs?: number;
+  /** Tries more, where chance and a busy machine may spoil one: say why where it is used. */
+  retry?: number;
+}
 
 /** @param text What is done, as the table of faults words it. */
 export function fault(id: string, text: string, test: () => Promise<unknown>,
-  { timeoutMs }: FaultOptions = {}): void {
-  it(`${id} ${text}`, async () => {
+  { timeoutMs, retry = 0 }: FaultOptions = {}): void {
+  it(`${id} ${text}`, { retry, timeout: timeoutMs ?? (FULL ? FULL_MS : QUICK_MS) }, async () => {
     try {
       await test();
     } catch (error) {
       if (error instanceof Error) error.message += `\n(FUZZ_SEED=${FUZZ_SEED}${FULL ? ' FAULTS=full' : ''})`;
       throw error;
     }
-  }, timeoutMs ?? (FULL ? FULL_MS : QUICK_MS));
+  });
 }
 
 /** Reported as skipped, with the reason in its name. Never counted as passed. */
