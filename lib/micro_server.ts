@@ -459,8 +459,9 @@ class Connection implements Sink {
       'Page it, stream it, or raise maxMessageBytes', { outcome: 'failed' }));
   }
   #failed(request: Request, error: unknown): void {
-    this.#answer(request, 'error', error instanceof MicroError ? error
-      : new MicroError('CALLBACK_FAILED', textOf(error) || 'the service failed', { cause: error }));
+    let failure = new MicroError('CALLBACK_FAILED', textOf(error) || 'the service failed', { cause: error });
+    try { if (error instanceof MicroError) failure = error; } catch { /* a proxy may throw when it is asked */ }
+    this.#answer(request, 'error', failure);
   }
   /** Parts as the reader takes them: by its credit where the dialect has that, else as the socket drains. */
   async #stream(request: Request, iterator: AsyncIterator<unknown>): Promise<void> {
