@@ -743,13 +743,13 @@ const NET: Transport = {
     });
   },
 };
-/** The specifier is computed, so that the file may be missing. */
+const EXTENSION = /\.\w+$/.exec(import.meta.url)?.[0] ?? '.ts';
+/** An optional file of this folder. The specifier is computed, so that the file may be missing. */
+export const loadBeside = (name: string): Promise<unknown> => import(/* @vite-ignore */ `./${name}${EXTENSION}`);
 export async function loadTransport(scheme: string): Promise<Transport> {
-  const file = `transports/${scheme}${/\.\w+$/.exec(import.meta.url)?.[0] ?? '.ts'}`;
-  const why = `Cannot use ${scheme}://: expected lib/${file}. Copy it beside this one`;
-  try {
-    return ((await import(/* @vite-ignore */ `./${file}`)) as { transport: Transport }).transport;
-  } catch (cause) { throw new MicroError('BAD_ADDRESS', why, { cause }); }
+  const why = `Cannot use ${scheme}://: expected lib/transports/${scheme}${EXTENSION}. Copy it beside this one`;
+  try { return ((await loadBeside(`transports/${scheme}`)) as { transport: Transport }).transport; }
+  catch (cause) { throw new MicroError('BAD_ADDRESS', why, { cause }); }
 }
 
 // ---------------------------------------------------------------------------------------------------- Small checks

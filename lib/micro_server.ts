@@ -11,8 +11,8 @@ import { createServer, type AddressInfo, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { setImmediate as turn } from 'node:timers/promises';
 import {
-  Alarm, LineCodec, MicroError, Outbox, checkSetUp, exceeds, frames, isWellFormed, loadTransport, logToStderr, now,
-  oneLine, positive, quoted, resolveAddress, textOf,
+  Alarm, LineCodec, MicroError, Outbox, checkSetUp, exceeds, frames, isWellFormed, loadBeside, loadTransport,
+  logToStderr, now, oneLine, positive, quoted, resolveAddress, textOf,
   type Address, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind, type Log, type Message,
   type Ports, type Sink, type Tag, type Transport, type Value,
 } from './micro_client.ts';
@@ -777,8 +777,7 @@ const listenTcp: NonNullable<Transport['listen']> = async (address, _options, on
 
 /** Who holds a port, where the file that finds it out is there too. */
 async function findHolder(address: Address): Promise<string> {
-  const file = `./port_holder${/\.\w+$/.exec(import.meta.url)?.[0] ?? '.ts'}`;
-  const finder = import(/* @vite-ignore */ file) as Promise<{ findHolder(address: Address): Promise<string> }>;
+  const finder = loadBeside('port_holder') as Promise<{ findHolder(address: Address): Promise<string> }>;
   return finder.then((found) => found.findHolder(address)).catch(() => 'another process');
 }
 
