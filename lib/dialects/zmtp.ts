@@ -160,12 +160,9 @@ class ZmtpCodec implements Codec {
     this.#wantedBytes = 0;
     while (this.#state !== 'closed' && at + 2 <= bytes.length) {
       const flags = bytes[at]!;
-      let body = at + 2, length = bytes[at + 1]!;
-      if ((flags & LONG) !== 0) {
-        body = at + 9;
-        if (body > bytes.length) break;
-        length = Number(bytes.readBigUInt64BE(at + 1));
-      }
+      const body = at + ((flags & LONG) === 0 ? 2 : 9);
+      const length = (flags & LONG) === 0 ? bytes[at + 1]!
+        : body > bytes.length ? 0 : Number(bytes.readBigUInt64BE(at + 1)); // 0: not known yet
       if (!this.#takes(flags, length, bytes, start, sink)) break;
       this.#wantedBytes = body + length - start;
       if (body + length > bytes.length) break;
