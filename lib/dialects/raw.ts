@@ -33,12 +33,18 @@ export function raw({ words = [], wordSilenceMs = 25, silenceMs = 200 }: RawOpti
   return {
     name: 'raw',
     ordered: true,
-    // What begins as a line does; who has a stronger claim says `more` until it is settled.
-    matches: ([first = 0]) =>
-      (first === 0xff || (first < 32 && ![9, 10, 13].includes(first)) ? 'no' : 'yes'),
+    // What begins as a line does, but for what another dialect may claim wherever it is listed.
+    matches(head) {
+      const [first = 0] = head;
+      const isControl = first === 0xff || (first < 32 && ![9, 10, 13].includes(first));
+      return isControl || SIZED.test(Buffer.from(head.subarray(0, 64)).toString('latin1')) ? 'no' : 'yes';
+    },
     open: (options) => new RawCodec(options, times),
   };
 }
+
+/** A whole sized header. */
+const SIZED = /^(?=.{64}$)\d{1,20} +$/;
 
 interface Times {
   words: readonly Uint8Array[];

@@ -6,29 +6,31 @@ import { readFileSync } from 'node:fs';
 import { Duplex } from 'node:stream';
 import { expect } from 'vitest';
 import {
-  MicroError, frames, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind,
-  type Outcome, type Sink,
+  MicroError, type Body, type Codec, type Control, type ErrorCode, type Kind, type LineCodec,
+  type Outcome, type Sink, type Tag,
 } from '../../lib/micro_client.ts';
 import { lines, type MicroServer } from '../../lib/micro_server.ts';
 import { within } from './deadline.ts';
+import { DIALECTS } from './dialects.ts';
 import { FUZZ_SEED, fuzzRuns, seeded } from './random.ts';
 import { RawClient } from './raw_client.ts';
 
-/** A piece of the bytes: text as UTF-8, or hex; a bare string is text. */
-export type Piece = string | { text?: string; hex?: string; times?: number };
+/** A piece of the bytes: text as UTF-8, or hex; a bare string is text. Or a silence behind those before it. */
+export type Piece = string | { text?: string; hex?: string; times?: number; silentMs?: number };
 /** A line of an answer, whole or as it begins: errors may be worded otherwise. `rest`: all else. */
 export type AnswerLine = string | { starts: string } | { rest: true };
 export interface Failure {
-  tag?: number; kind?: 'error'; code: ErrorCode; outcome?: Outcome; retryAfterMs?: number; text?: string;
+  tag?: number | 'raw'; kind?: 'error'; code: ErrorCode; outcome?: Outcome; retryAfterMs?: number; text?: string;
 }
 export type VectorEvent =
   | { hello: Record<string, string> }
-  | { message: { tag: number; text: string; timeoutMs?: number; id?: string; client?: string } }
+  | { message: { tag: number | 'raw'; text: string; timeoutMs?: number; id?: string; client?: string } }
   | { response: { tag: number; kind: 'reply' | 'part' | 'end'; text: string } | Failure }
   | { control: [word: string, argument?: number | string, count?: number] }
   | { command: { tag: number; line: string } }
   | { error: Failure }
   | { write: string }
+  | { finish: true }
   | { close: null | { starts: string } | Failure };
 export interface Asked { tag: number; text: string; timeoutMs?: number; id?: string; client?: string }
 export interface Said {
@@ -36,13 +38,15 @@ export interface Said {
 }
 export interface Vector {
   name: string;
-  dialect: 'lines' | 'frames';
+  dialect: keyof typeof DIALECTS;
   role: 'server' | 'client';
   side: 'accepted' | 'dialled';
   maxMessageBytes: number;
   /** Fields of the codec's own hello. */
   hello: Record<string, string>;
   bytes: Buffer;
+  /** Milliseconds of silence, by how many bytes came before it. */
+  silences: ReadonlyMap<number, number>;
   /** Requests that the codec writes first, and all that it has written then, its greeting included. */
   asks: Asked[];
   /** What the codec encodes first, and what it gives. */
@@ -54,9 +58,8 @@ export interface Vector {
   answer?: AnswerLine[];
 }
 
-interface Row extends Partial<Omit<Vector, 'bytes'>> { name: string; text?: string; hex?: string; pieces?: Piece[] }
+interface Row extends Partial<Omit<Vector, 'bytes' | 'silences'>> { name: string; text?: string; hex?: string; pieces?: Piece[] }
 
-const DIALECTS: Readonly<Record<string, () => Dialect>> = { lines, frames };
 const FOLDER = new URL('../vectors/', import.meta.url);
 
 const ARITY: Readonly<Record<Control, number>> = { cancel: 1, credit: 2, ping: 1, gone: 1, draining: 0, goodbye: 0 };
@@ -68,10 +71,15 @@ export function loadVectors(file: string): Vector[] {
     Partial<Row> & { vectors: Row[] };
   return vectors.map((row) => {
     const { text, hex, pieces, ...rest } = row;
-    const bytes = Buffer.concat((pieces ?? [{ ...(hex === undefined ? { text: text ?? '' } : { hex }) }]).map(bytesOf));
+    const silences = new Map<number, number>();
+    let bytes = Buffer.alloc(0);
+    for (const piece of pieces ?? [hex === undefined ? { text: text ?? '' } : { hex }]) {
+      if (typeof piece === 'object' && piece.silentMs !== undefined) silences.set(bytes.length, piece.silentMs);
+      else bytes = Buffer.concat([bytes, bytesOf(piece)]);
+    }
     const side = rest.side ?? head.side ?? 'accepted';
     return { dialect: 'lines', role: 'server', side, maxMessageBytes: 1024 * 1024, hello: {}, asks: [], says: [],
-      controls: [], events: [], ...head, ...rest, bytes } satisfies Vector;
+      controls: [], events: [], ...head, ...rest, bytes, silences } satisfies Vector;
   });
 }
 
@@ -116,9 +124,9 @@ function cut(bytes: Buffer, length: () => number): Buffer[] {
 
 /** A codec as the vector wants it, once it has asked and said what the vector has. */
 export function openCodec(vector: Vector, sink: Sink): { codec: Codec; out: string } {
-  const dialect = (DIALECTS[vector.dialect] as () => Dialect)();
   const { side, role, maxMessageBytes, hello } = vector;
-  const codec = dialect.open({ side, role, maxMessageBytes, hello });
+  const options = { side, role, maxMessageBytes, hello };
+  const codec = DIALECTS[vector.dialect]().open({ ...options, lines: () => lines().open(options) as LineCodec });
   const written: Body[] = [];
   codec.start?.({ ...sink, write: (bytes) => written.push(bytes) });
   for (const asked of vector.asks) written.push(codec.request(asked));
@@ -145,15 +153,16 @@ export function eventsOf(vector: Vector, pieces: readonly Buffer[]): { out: stri
   const sink: Sink = {
     hello: (fields) => seen({ hello: { ...fields } }),
     message: ({ tag, text, timeoutMs, id, client }) => seen({ message: {
-      tag: tag as number, text, ...(timeoutMs !== undefined && { timeoutMs }), ...(id !== undefined && { id }),
+      tag: shown(tag), text, ...(timeoutMs !== undefined && { timeoutMs }), ...(id !== undefined && { id }),
       ...(client !== undefined && { client }) } }),
     response: (tag, kind, body) => seen({ response: body instanceof MicroError
       ? { tag: tag as number, kind: 'error', ...plain(body) }
       : { tag: tag as number, kind: kind as 'reply', text: body } }),
     control: (...words) => seen({ control: words.slice(0, 1 + ARITY[words[0]]) as [string] }),
     command: (line, tag) => seen({ command: { tag: tag as number, line } }),
-    error: (code, text, tag) => seen({ error: { ...(tag !== undefined && { tag: tag as number }), code, text } }),
+    error: (code, text, tag) => seen({ error: { ...(tag !== undefined && { tag: shown(tag) }), code, text } }),
     write: (bytes) => seen({ write: Buffer.from(bytes as string).toString() }),
+    finish: () => seen({ finish: true }),
     close: (last) => {
       seen({ close: last === undefined ? null : last instanceof MicroError ? plain(last)
         : { starts: Buffer.from(last as string).toString() } });
@@ -161,14 +170,30 @@ export function eventsOf(vector: Vector, pieces: readonly Buffer[]): { out: stri
     },
   };
   const { codec, out } = openCodec(vector, sink);
-  for (const piece of pieces) {
+  let at = 0;
+  for (const piece of pieces.flatMap((one) => atSilences(one, vector, (at += one.length) - one.length))) {
     if (isOver) break;
-    const lent = Buffer.from(piece);
+    const lent = Buffer.from(piece.bytes);
     codec.receive(lent, sink);
     lent.fill(0);
+    const ms = codec.idleMs?.();
+    if (ms !== undefined && ms <= piece.silentMs) codec.idle?.(sink);
   }
   if (!isOver) codec.end?.(sink);
   return { out, events };
+}
+
+/** A piece that starts at this byte, cut where it is silent, and for how long it is. */
+function atSilences(piece: Buffer, { silences }: Vector, start: number): { bytes: Buffer; silentMs: number }[] {
+  const end = start + piece.length;
+  const ends = [...new Set([...silences.keys(), end])].filter((at) => at > start && at <= end).sort((a, b) => a - b);
+  return ends.map((to, index) => ({ bytes: piece.subarray((ends[index - 1] ?? start) - start, to - start),
+    silentMs: silences.get(to) ?? 0 }));
+}
+
+/** The tag of what a silence ended is no number: its reply has no line end. */
+function shown(tag: Tag): number | 'raw' {
+  return typeof tag === 'number' ? tag : 'raw';
 }
 
 function plain({ code, outcome, retryAfterMs, message }: MicroError): Failure {
@@ -205,10 +230,12 @@ export function closesItself(vector: Vector): boolean {
   return vector.events.some((event) => 'close' in event) && vector.bytes.includes(10);
 }
 
-/** Fails unless these bytes are the lines that the vector says the echo server answers with. */
-export function checkAnswer(vector: Pick<Vector, 'name' | 'answer'>, bytes: Buffer, how: string): void {
+/** Fails unless these bytes are what the vector says the echo server answers with: lines, or what the dialect has. */
+export function checkAnswer(vector: Pick<Vector, 'name' | 'answer'> & { dialect?: string }, bytes: Buffer,
+  how: string): void {
+  const isSized = vector.dialect === 'sized';
   const text = bytes.toString();
-  const got = text === '' ? [] : text.replace(/\n$/, '').split('\n');
+  const got = isSized ? unsized(bytes) : text === '' ? [] : text.replace(/\n$/, '').split('\n');
   const wanted = (vector.answer ?? []).filter((line) => typeof line === 'string' || 'starts' in line);
   const shown = got.map((line, at) => {
     const want = wanted[at];
@@ -216,7 +243,21 @@ export function checkAnswer(vector: Pick<Vector, 'name' | 'answer'>, bytes: Buff
   });
   if (wanted.length < (vector.answer?.length ?? 0)) shown.length = Math.min(shown.length, wanted.length);
   expect(shown, `${vector.name}: ${how}`).toEqual(wanted);
-  if (text !== '') expect(text.endsWith('\n'), `${vector.name}: ${how}: the last line ends`).toBe(true);
+  if (text !== '' && !isSized && vector.dialect !== 'raw') expect(text.endsWith('\n'), `${vector.name}: ${how}: the last line ends`).toBe(true);
+}
+
+/** The texts behind their sized headers. */
+export function unsized(bytes: Buffer): string[] {
+  const texts: string[] = [];
+  for (let at = 0; at < bytes.length;) {
+    const header = bytes.toString('latin1', at, at + 64);
+    if (!/^\d+ *$/.test(header) || header.length < 64) throw new Error(`Cannot read the header ${JSON.stringify(header)}`);
+    const end = at + 64 + Number(header);
+    if (end > bytes.length) throw new Error(`Cannot read ${Number(header)} bytes: ${bytes.length - at - 64} are there`);
+    texts.push(bytes.toString('utf8', at + 64, end));
+    at = end;
+  }
+  return texts;
 }
 
 /** Sends the bytes, then FIN if wanted; resolves with all that comes up to the peer's. */

@@ -2,6 +2,7 @@
 import { appendFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
 import { MicroServer, stopOnSignals, type Callback } from '../../../lib/micro_server.ts';
+import { FURTHER } from '../dialects.ts';
 import { answer, given, ready } from '../child.ts';
 import type { Order, ServerSetUp, Vitals } from '../server_process.ts';
 
@@ -94,7 +95,8 @@ function warmUp(): void {
 }
 
 const key = setUp.key ?? 'TESTED';
-const server = new MicroServer(callback, key, { ports: { [key]: setUp.address ?? 0 }, ...setUp.options });
+const dialects = (setUp.dialects ?? []).map((name) => FURTHER[name]());
+const server = new MicroServer(callback, key, { ports: { [key]: setUp.address ?? 0 }, dialects, ...setUp.options });
 if (setUp.signals) stopOnSignals(server);
 
 answer({
