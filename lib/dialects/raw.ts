@@ -37,7 +37,8 @@ export function raw({ words = [], wordSilenceMs = 25, silenceMs = 200 }: RawOpti
     matches(head) {
       const [first = 0] = head;
       const isControl = first === 0xff || (first < 32 && ![9, 10, 13].includes(first));
-      return isControl || SIZED.test(Buffer.from(head.subarray(0, 64)).toString('latin1')) ? 'no' : 'yes';
+      const isSized = SIZED.test(Buffer.from(head.subarray(0, 64)).toString('latin1'));
+      return isControl || isSized ? 'no' : 'yes';
     },
     open: (options) => new RawCodec(options, times),
   };
@@ -74,8 +75,8 @@ class RawCodec implements Codec {
 
   constructor({ lines, maxMessageBytes }: CodecOptions, times: Times) {
     if (lines === undefined) {
-      throw new MicroError('PROTOCOL_ERROR', 'Cannot call over raw: nothing tells where a reply ends. ' +
-        'Leave out the client\'s dialect', { outcome: 'not sent' });
+      throw new MicroError('PROTOCOL_ERROR', 'Cannot call over raw: nothing tells ' +
+        'where a reply ends, expected a dialect that does. Leave out the option', { outcome: 'not sent' });
     }
     this.#lines = lines();
     this.#maxBytes = maxMessageBytes;
@@ -168,7 +169,8 @@ function isCutLetter(bytes: Buffer): boolean {
 }
 
 /** What browsers, proxies and SSH clients begin with: RFC 9110, 9.3; 5789; 9113, 3.4; 4253, 4.2. */
-const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'CONNECT', 'OPTIONS', 'TRACE', 'PATCH', 'PRI'];
+const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'CONNECT', 'OPTIONS', 'TRACE', 'PATCH',
+  'PRI'];
 const BEGINNINGS = [...METHODS.map((method) => `${method} `), 'Host:', 'SSH-'];
 const VERSIONS = ['HTTP/0.', 'RTSP/0.', 'SIP/0.'];
 

@@ -1,6 +1,6 @@
 /**
- * The sized header: 64 bytes of decimal length, padded with spaces, then so many bytes of UTF-8; the
- * same both ways. What many a first client with sockets speaks. PROTOCOL.md, "Sized header".
+ * The sized header: 64 bytes of decimal length, padded with spaces, then so many bytes of UTF-8;
+ * the same both ways. What many a first client with sockets speaks. PROTOCOL.md, "Sized header".
  */
 import { isUtf8 } from 'node:buffer';
 import { ERRORS, MicroError, errorText } from '../micro_client.ts';
@@ -123,7 +123,8 @@ class SizedCodec implements Codec {
     const isLong = length > this.#maxBytes;
     this.#expect(!isLong, isLong ? HEADER_BYTES : length);
     if (!isLong) return;
-    const why = `Cannot read a message of ${header.trimEnd()} bytes: expected ${this.#maxBytes} at most`;
+    const why = `Cannot read a message of ${header.trimEnd()} bytes: ` +
+      `expected ${this.#maxBytes} at most`;
     if (!Number.isSafeInteger(length)) return this.#close('MESSAGE_TOO_LARGE', why, sink);
     this.#skippedBytes = length;
     this.#bad('MESSAGE_TOO_LARGE', why, sink);
@@ -186,7 +187,8 @@ function errorOf(text: string): MicroError | undefined {
   const [, code = '', why = ''] = /^ERR ([A-Z_]+) ([^\n]*)$/.exec(text) ?? [];
   if (!Object.hasOwn(ERRORS, code)) return undefined;
   const [, ms] = /^retry after (\d{1,9}) ms$/.exec(why) ?? [];
-  return new MicroError(code as ErrorCode, why, ms === undefined ? {} : { retryAfterMs: Number(ms) });
+  const retryAfterMs = ms === undefined ? undefined : Number(ms);
+  return new MicroError(code as ErrorCode, why, { retryAfterMs });
 }
 
 /** How much of it can be a header. */

@@ -5,8 +5,8 @@ import type { Address } from '../../lib/micro_client.ts';
 import type { Further } from './dialects.ts';
 import { Child, type ChildOptions, type Exit } from './child.ts';
 
-/** What its callback does. `obey`: what the message says, see {@link Order}. */
-export type Kind = 'echo' | 'never' | 'obey' | `slow:${number}`;
+/** What its callback does. `obey`: what the message says, see {@link Order}; `timer`: the service TIMER. */
+export type Kind = 'echo' | 'never' | 'obey' | 'timer' | `slow:${number}`;
 
 /** A message to a server of the kind `obey`, as JSON. Without `reply` it is the message itself. */
 export interface Order {

@@ -2,6 +2,7 @@
 import { appendFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
 import { MicroServer, stopOnSignals, type Callback } from '../../../lib/micro_server.ts';
+import { createTimer } from '../../../services/timer.ts';
 import { FURTHER } from '../dialects.ts';
 import { answer, given, ready } from '../child.ts';
 import type { Order, ServerSetUp, Vitals } from '../server_process.ts';
@@ -64,6 +65,7 @@ function callbackOf(kind: string): Callback {
   if (name === 'slow') return (message) => wait(Number(ms)).then(() => message);
   if (name === 'never') return () => new Promise<string>(() => {});
   if (name === 'obey') return obey;
+  if (name === 'timer') return createTimer().callback;
   throw new Error(`Cannot be a server of kind "${kind}"`);
 }
 
