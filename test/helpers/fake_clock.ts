@@ -7,7 +7,7 @@ export class FakeClock {
 
   readonly #lateMs: number;
 
-  /** @param lateMs So many milliseconds each task comes late, as on a busy machine. */
+  /** @param lateMs So many milliseconds each task comes late, as on a busy machine; early, if below 0. */
   constructor(lateMs = 0) {
     this.#lateMs = lateMs;
   }
@@ -15,7 +15,7 @@ export class FakeClock {
   readonly now = (): number => this.#now;
 
   readonly after = (ms: number, task: () => void): (() => void) => {
-    const entry = { at: this.#now + ms + this.#lateMs, task };
+    const entry = { at: this.#now + Math.max(ms / 2, ms + this.#lateMs), task };
     this.#tasks.add(entry);
     return () => this.#tasks.delete(entry);
   };
