@@ -9,7 +9,7 @@ import type { Readable } from 'node:stream';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { MicroClient, MicroError, MicroServer, stopOnSignals } from './index.ts';
-import type { Callback, ErrorCode, Service } from './index.ts';
+import type { Callback, Dialect, ErrorCode, Service } from './index.ts';
 import { parseDuration, parseSize } from './units.ts';
 
 /** What to type to run this file again. */
@@ -62,6 +62,22 @@ const BUILT_INS: Readonly<Record<string, BuiltIn>> = {
     options: { file: { value: 'CSV', help: 'its lines, under the header category,line' } },
     create: async (options) => (await import('../services/life_gen.ts')).createLifeGen(options),
   },
+  timer: {
+    key: 'TIMER',
+    options: {
+      'max-timers': {
+        value: '1000', as: 'maxTimers', read: parseCount, help: 'how many may run at a time',
+      },
+    },
+    create: async (options) => (await import('../services/timer.ts')).createTimer(options),
+  },
+};
+
+/** What `--dialects` may name, beside lines and frames. */
+const DIALECTS: Readonly<Record<string, () => Promise<Dialect>>> = {
+  raw: async () => (await import('./dialects/raw.ts')).raw(),
+  sized: async () => (await import('./dialects/sized_header.ts')).sizedHeader(),
+  zmtp: async () => (await import('./dialects/zmtp.ts')).zmtp(),
 };
 
 const EVERYWHERE: Options = {
@@ -97,6 +113,9 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     options: {
       key: { value: 'KEY', help: 'its name in ports.json' },
       port: { value: 'PORT', help: 'where to listen in place of ports.json; 0 is any free port' },
+      dialects: {
+        value: 'all', help: `further ones on the same port: all, or ${Object.keys(DIALECTS).join(',')}`,
+      },
       ...SERVER,
       ...Object.assign({}, ...Object.values(BUILT_INS).map((builtIn) => builtIn.options)),
     },
@@ -143,8 +162,9 @@ async function serve([what = '']: readonly string[], given: Given): Promise<void
   const key = String(given.key ?? builtIn?.key ?? basename(what, extname(what)).toUpperCase());
   const standard = given.key === undefined ? builtIn?.port : undefined;
   const port = given.port === undefined ? standard : parsePort(String(given.port));
+  const dialects = await dialectsOf(service, given.dialects);
   const server = new MicroServer(service, key, {
-    ...optionsOf(SERVER, given), ...(port !== undefined && { ports: { [key]: port } }),
+    ...optionsOf(SERVER, given), dialects, ...(port !== undefined && { ports: { [key]: port } }),
   });
   const { url } = await server.startListening().catch(async (error: unknown) => {
     await server.stop(); // the service too: it may have opened something
@@ -203,6 +223,20 @@ async function load(file: string): Promise<Service | Callback> {
   return service as Service | Callback;
 }
 
+/** The service's own, set up as it wants them, and what the command line names besides. */
+async function dialectsOf(service: Service | Callback, given: Given[string]): Promise<Dialect[]> {
+  const own = typeof service === 'function' ? [] : service.dialects ?? [];
+  const names = given === undefined ? []
+    : given === 'all' ? Object.keys(DIALECTS) : String(given).split(',');
+  const further = await Promise.all([...new Set(names)].map((name) => {
+    const load = Object.hasOwn(DIALECTS, name) ? DIALECTS[name] : undefined;
+    if (load !== undefined) return load();
+    throw new Error(`Cannot use the dialect "${name}": ` +
+      `expected all, or a list of ${Object.keys(DIALECTS).join(',')}`);
+  }));
+  return [...own, ...further.filter(({ name }) => own.every((one) => one.name !== name))];
+}
+
 /** The lines of a stream as they come, without their `\n` or `\r\n`. */
 async function* linesOf(input: Readable): AsyncGenerator<string> {
   let held = '';
@@ -220,6 +254,11 @@ function optionsOf(options: Options, given: Given): Record<string, unknown> {
     .filter(([name]) => given[name] !== undefined)
     .map(([name, { as = name, read = (text: string): unknown => text }]) =>
       [as, typeof given[name] === 'string' ? read(given[name]) : given[name]]));
+}
+
+function parseCount(text: string): number {
+  if (/^[1-9]\d{0,8}$/.test(text)) return Number(text);
+  throw new Error(`Cannot read "${text}" as a count: expected a whole number from 1 up`);
 }
 
 function parsePort(text: string): number {

@@ -1,4 +1,6 @@
 /** What `import … from 'portcall'` gives. */
+export { raw } from './dialects/raw.ts';
+export { sizedHeader } from './dialects/sized_header.ts';
 export { ERRORS, MicroClient, MicroError, readPorts, resolveAddress } from './micro_client.ts';
 export type {
   Address, Body, CallOptions, ClientOptions, Dialect, ErrorCode, Log, Outcome, Ports, Value,

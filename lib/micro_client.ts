@@ -83,8 +83,7 @@ export class MicroClient {
     const parts: string[] = []; let [failure, wake]: [Error?, (() => void)?] = [];
     const call = newCall(text, (reply) => { if (!call.flow?.hasBegun) parts.push(reply); wake?.(); },
       (error) => { failure = error; wake?.(); });
-    call.flow = newFlow((part) => { parts.push(part); wake?.(); });
-    this.#submit(call, options);
+    call.flow = newFlow((part) => { parts.push(part); wake?.(); }); this.#submit(call, options);
     try {
       for (;; await new Promise<void>((resolve) => { wake = resolve; })) {
         for (let part; (part = parts.shift()) !== undefined; this.#took(call, parts.length === 0)) yield part;
@@ -160,8 +159,7 @@ export class MicroClient {
     const receive = (chunk: Uint8Array) => { if (link.state !== 'closed') codec.receive(chunk, link.sink); };
     const ready = () => {
       if (link.state !== 'dialling') return;
-      link.state = 'open'; this.#failedDials = 0; this.#rest(link);
-      codec.start?.(link.sink); this.#pump();
+      link.state = 'open'; this.#failedDials = 0; this.#rest(link); codec.start?.(link.sink); this.#pump();
     };
     const duplex = transport.dial(this.#address, { options: this.#options, ready, receive });
     const link: Link = newLink(duplex, codec, () => { if (link.live === 0) this.#rest(link); }, {
@@ -384,6 +382,7 @@ export interface CodecOptions {
   role: 'server' | 'client'; // who takes requests, who replies; either may have dialled
   maxMessageBytes: number; readsParts?: boolean; // of a message, even where it isn't UTF-8: else `BAD_MESSAGE`
   hello?: Readonly<Record<string, string>>; // what to say of oneself, in a greeting
+  lines?(): LineCodec; // of a server: what its lines are read by, for a dialect that shares connections with them
 }
 /** One connection's state. Never throws; a chunk is lent, so that what is kept of it is copied. */
 export interface Codec {
@@ -400,7 +399,8 @@ export interface Sink {
   control?(word: Control, argument: Tag | string, count: number): void;
   command?(line: string, tag: Tag): void; // for the server itself: `$ping`
   error(code: ErrorCode, text: string, tag?: Tag): void; // what can't be used; the connection goes on
-  write(bytes: Body): void; close(last?: MicroError | Body): void; // with these bytes, or the error in its words
+  write(bytes: Body): void; finish?(): void; // the latter: the peer asks no more, it ends once all is answered
+  close(last?: MicroError | Body): void; // at once, with these bytes, or the error in the dialect's words
 }
 /** How bytes travel: a file each in `transports/`, exporting `transport`. Tcp, and dialling ipc, are in the core. */
 export interface Transport {
@@ -472,10 +472,8 @@ export abstract class LineCodec implements Codec {
     }
     piece.copy(this.#held, this.heldBytes); this.heldBytes = bytes;
   }
-  #take(): Buffer {
-    const taken = this.#held.subarray(0, this.heldBytes); [this.#held, this.heldBytes] = [EMPTY, 0];
-    return taken;
-  }
+  get held(): Buffer { return this.#held.subarray(0, this.heldBytes); } // the unfinished line so far, lent
+  #take(): Buffer { const taken = this.held; [this.#held, this.heldBytes] = [EMPTY, 0]; return taken; }
   protected tooLarge(head: string, sink: Sink): void {
     this.bad('MESSAGE_TOO_LARGE', `Cannot read a message of over ${this.max} bytes`, head, sink);
   }
@@ -677,6 +675,8 @@ export function textOf(error: unknown): string {
 /** What may stand in one line: no line break, no control character, 4,096 letters at most. */
 export const oneLine = (text: string): string =>
   Buffer.from(text.slice(0, 4096).replace(/[\p{Cc}\p{Zl}\p{Zp}]+/gu, ' ')).toString();
+export const errorText = ({ code, message, retryAfterMs: ms }: MicroError): string => // for who reads no frames
+  `ERR ${code} ${ms === undefined ? oneLine(message) : `retry after ${ms} ms`}`;
 /** A value as messages show it: on one line, cut, with nothing that could steer a terminal. */
 export function quoted(value: unknown): string {
   const text = typeof value === 'string' ? JSON.stringify(value.slice(0, 200))

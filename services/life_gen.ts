@@ -1,6 +1,7 @@
 /** LIFE_GEN, a content generator: ask for `music` and get one of its lines by chance. */
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { sizedHeader } from '../lib/dialects/sized_header.ts';
 import type { Service } from '../lib/index.ts';
 
 export interface LifeGenOptions {
@@ -25,6 +26,7 @@ export function createLifeGen({ file = OWN_FILE, random = Math.random }: LifeGen
   const [first = ''] = known;
   const [line = ''] = linesOf.get(first) ?? [];
   return {
+    dialects: [sizedHeader()],
     contract: {
       summary: 'Gives lines of a category, by chance.',
       messages: {

@@ -10,6 +10,7 @@ import { MicroClient, MicroError, MicroServer } from '../lib/index.ts';
 import { runDemos, type Step } from '../lib/demo.ts';
 import { parseDuration, parseSize } from '../lib/units.ts';
 import { createEcho } from '../services/echo.ts';
+import { RawClient } from './helpers/raw_client.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const DEADLINE_MS = 20_000; // of one child; vitest's own must not come first
@@ -105,6 +106,30 @@ describe('serve', () => {
     expect(await new MicroClient(url).sendMessage('hello')).toBe('hello');
     echo.child.kill('SIGTERM');
     expect(await echo.ended).toMatchObject({ code: 0, stderr: '' });
+  });
+
+  it.each([
+    ['raw,sized', [], ['frames', 'lines', 'raw', 'sized']], ['all', ['life_gen'], ['frames', 'lines', 'raw', 'sized']],
+    [undefined, ['life_gen'], ['frames', 'lines', 'sized']],
+  ])('--dialects %s are on besides those of %j', async (named, [service = 'echo'], expected) => {
+    const server = new Running(['serve', service, '--port', '0', ...(named === undefined ? [] : ['--dialects', named])]);
+    const [, port = ''] = await server.said(/^listening on tcp:.*:(\d+) /);
+    const info = await RawClient.with(Number(port), (client) => client.ask('$info\n'));
+    const { dialects } = JSON.parse(info) as { dialects: string[] };
+    expect(dialects.filter((name) => expected.includes(name)).sort()).toEqual(expected);
+    expect(new Set(dialects).size, 'each once').toBe(dialects.length);
+    server.child.kill('SIGTERM');
+    await server.ended;
+  });
+  it('a timer takes how many there may be', async () => {
+    const server = new Running(['serve', 'timer', '--port', '0', '--max-timers', '1']);
+    const [, url = ''] = await server.said(/^listening on (tcp:\S+) \(TIMER\)/);
+    const client = new MicroClient(url);
+    expect(await client.sendMessage('0 1 0')).toBe('0 1 0');
+    expect(await client.sendMessage('0 1 0')).toMatch(/^Cannot start a timer: 1 run already/);
+    await client.close();
+    server.child.kill('SIGTERM');
+    expect(await server.ended).toMatchObject({ code: 0, stderr: '' });
   });
 
   it('hands a service its options, and finds its key in PORTCALL_PORTS', async () => {
@@ -219,6 +244,8 @@ describe('errors', () => {
     { args: () => ['sned'], code: 2, says: 'expected serve, send, up' },
     { args: () => ['serve', 'echo', '--prot', '5'], code: 2, says: "'--prot'" },
     { args: () => ['serve', 'echo', '--file', 'x'], code: 2, says: '--file' },
+    { args: () => ['serve', 'echo', '--dialects', 'raw,morse'], code: 2, says: 'the dialect "morse"' },
+    { args: () => ['serve', 'timer', '--max-timers', '0'], code: 2, says: '"0" as a count' },
     { args: () => ['serve', withoutService(), '--port', '0'], code: 2, says: 'default export' },
     { args: () => ['serve', broken(), '--port', '0'], code: 2, says: 'broken.ts' },
     { args: () => ['serve', 'echo', '--host', '0.0.0.0'], code: 2, says: '(BAD_ADDRESS)' },

@@ -1,34 +1,34 @@
 import { afterAll, describe, expect, it } from 'vitest';
 import { MicroClient, frames, type Dialect } from '../lib/micro_client.ts';
 import { MicroServer, type Service } from '../lib/micro_server.ts';
-import { zmtp } from '../lib/dialects/zmtp.ts';
 import { createEcho } from '../services/echo.ts';
+import { FURTHER, isFurther } from './helpers/dialects.ts';
 import { FUZZ_SEED, fuzzRuns, seeded } from './helpers/random.ts';
 import {
   askDuplex, askSocket, checkAnswer, checkVector, closesItself, eventsOf, loadVectors, splits, type Vector,
 } from './helpers/vectors.ts';
 import { greetingOf } from './helpers/zmtp_wire.ts';
 
-const FILES = ['lines.json', 'frames.json', 'frames_client.json', 'zmtp.json'];
+const FILES = ['lines.json', 'frames.json', 'frames_client.json', 'raw.json', 'sized_header.json', 'zmtp.json'];
 const servers = new Map<string, Promise<MicroServer>>();
 
-/** One echo server for each `maxMessageBytes`, with ZMTP and without. */
-function echoServer(maxMessageBytes: number, dialect = ''): Promise<MicroServer> {
-  const dialects = dialect === 'zmtp' ? [zmtp()] : [];
-  const id = `${maxMessageBytes} ${dialects.length}`;
-  const known = servers.get(id) ?? (async () => {
+/** One echo server for each `maxMessageBytes` and each dialect that is not always on. */
+function echoServer(maxMessageBytes: number, dialect: Vector['dialect'] = 'lines'): Promise<MicroServer> {
+  const name = `${maxMessageBytes} ${isFurther(dialect) ? dialect : ''}`;
+  const known = servers.get(name) ?? (async () => {
+    const dialects = isFurther(dialect) ? [FURTHER[dialect]()] : [];
     const server = new MicroServer(createEcho(), 0, { maxMessageBytes, dialects });
     await server.startListening();
     return server;
   })();
-  servers.set(id, known);
+  servers.set(name, known);
   return known;
 }
 afterAll(async () => {
   for (const server of servers.values()) await (await server).stop();
 });
 
-async function checkServer(server: MicroServer, vector: Omit<Vector, 'dialect'>, fin: boolean): Promise<void> {
+async function checkServer(server: MicroServer, vector: Omit<Vector, 'dialect'> & { dialect: string }, fin: boolean): Promise<void> {
   checkAnswer(vector, await askSocket(server.address?.port as number, vector.bytes, fin), 'over tcp');
   for (const [how, pieces] of splits(vector.bytes, FUZZ_SEED, 3)) {
     if (how.startsWith('cut')) continue;
@@ -120,7 +120,7 @@ describe('whatever bytes come', () => {
         const bytes = Buffer.concat([Buffer.from(greeting), ...pieces]);
         const vector: Vector = { name: `FUZZ_SEED=${FUZZ_SEED}, round ${round}, ${bytes.toString('hex')}`, dialect, role,
           side: role === 'server' ? 'accepted' : 'dialled', maxMessageBytes: 12, hello: {}, readsParts: false, bytes, asks: [], says: [],
-          controls: [], events: [] };
+          controls: [], events: [], silences: new Map() };
         vector.events = eventsOf(vector, [bytes]).events;
         for (const [how, split] of splits(bytes, FUZZ_SEED + round, 4)) {
           if (!how.startsWith('cut') || random.int(10) === 0) checkVector(vector, split, how);

@@ -5,7 +5,7 @@
  */
 import { Buffer, isAscii, isUtf8 } from 'node:buffer';
 import {
-  ERRORS, MicroError, isWellFormed, oneLine, quoted, type Body, type Codec, type CodecOptions,
+  ERRORS, MicroError, errorText, isWellFormed, quoted, type Body, type Codec, type CodecOptions,
   type Control, type Dialect, type ErrorCode, type Kind, type Message, type Outcome, type Sink,
   type Tag,
 } from '../micro_client.ts';
@@ -431,10 +431,6 @@ function readProperties(data: Buffer): Map<string, Buffer> | undefined {
     found.set(name, value);
   }
   return found;
-}
-/** As a line would tell it. */
-function errorText({ code, message, retryAfterMs: ms }: MicroError): string {
-  return `ERR ${code} ${ms === undefined ? oneLine(message) : `retry after ${ms} ms`}`;
 }
 const misread = (code: ErrorCode, outcome?: Outcome): MicroError =>
   new MicroError(code, 'Cannot read a text that is not UTF-8', outcome && { outcome });

@@ -11,6 +11,7 @@ import { MicroServer } from '../../lib/micro_server.ts';
 import { Caller } from '../helpers/caller.ts';
 import { check, History } from '../helpers/checker.ts';
 import { until, within } from '../helpers/deadline.ts';
+import { sized } from '../helpers/dialects.ts';
 import { ended, range, tally, type Ended } from '../helpers/ended.ts';
 import { fault } from '../helpers/faults.ts';
 import { freePort } from '../helpers/free_port.ts';
@@ -54,7 +55,20 @@ describe('a peer that half-closes', () => {
       await stillServes(server, { ask: 'm' });
     }));
 
-  fault.skip('B02', 'not built yet', '500 ms callback, half-close at once; raw');
+  fault('B02', '500 ms callback, half-close at once; raw, sized header', () =>
+    watched({ callback: 'obey', dialects: ['raw', 'sized'] }, async (server) => {
+      const text = 'whole '.repeat(50_000);
+      const order = JSON.stringify({ waitMs: 500, reply: 'whole ', times: 50_000 });
+      const ask = async (bytes: string) => {
+        const began = performance.now();
+        const answer = await RawClient.with(server.port, (client) => client.ask(bytes));
+        expect(performance.now() - began).toBeGreaterThan(490);
+        return answer;
+      };
+      const answers = await Promise.all([ask(order), ask(sized(order)), ask(sized(order) + sized('second'))]);
+      expect(answers).toEqual([text, sized(text), sized(text) + sized('second')]);
+      await stillServes(server, { ask: 'm' });
+    }));
 });
 
 describe('a server that goes away', () => {

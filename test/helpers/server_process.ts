@@ -2,10 +2,11 @@
 import { existsSync, readFileSync } from 'node:fs';
 import type { ServerOptions, Stats } from '../../lib/micro_server.ts';
 import type { Address } from '../../lib/micro_client.ts';
+import type { Further } from './dialects.ts';
 import { Child, type ChildOptions, type Exit } from './child.ts';
 
-/** What its callback does. `obey`: what the message says, see {@link Order}. */
-export type Kind = 'echo' | 'never' | 'obey' | `slow:${number}`;
+/** What its callback does. `obey`: what the message says, see {@link Order}; `timer`: the service TIMER. */
+export type Kind = 'echo' | 'never' | 'obey' | 'timer' | `slow:${number}`;
 
 /** A message to a server of the kind `obey`, as JSON. Without `reply` it is the message itself. */
 export interface Order {
@@ -29,6 +30,8 @@ export interface ServerSetUp {
   signals?: boolean;
   /** False: only what the command `start` says. */
   listen?: boolean;
+  /** Beside lines and frames. */
+  dialects?: readonly Further[];
   key?: string;
   /** Default 0: any free port of 127.0.0.1. */
   address?: number | string;

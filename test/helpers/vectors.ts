@@ -6,25 +6,25 @@ import { readFileSync } from 'node:fs';
 import { Duplex } from 'node:stream';
 import { expect } from 'vitest';
 import {
-  MicroError, frames, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind,
+  MicroError, type Body, type Codec, type Control, type ErrorCode, type Kind, type LineCodec,
   type Message, type Outcome, type Sink,
 } from '../../lib/micro_client.ts';
 import { lines, type MicroServer } from '../../lib/micro_server.ts';
-import { zmtp } from '../../lib/dialects/zmtp.ts';
 import { within } from './deadline.ts';
+import { DIALECTS } from './dialects.ts';
 import { FUZZ_SEED, fuzzRuns, seeded } from './random.ts';
 import { RawClient } from './raw_client.ts';
 import { framesOf, greetingOf, messagesOf, shownPart, type ZmtpMessage } from './zmtp_wire.ts';
 
-/** A piece of the bytes: text as UTF-8, or hex; a bare string is text. */
-export type Piece = string | { text?: string; hex?: string; times?: number };
+/** A piece of the bytes: text as UTF-8, or hex; a bare string is text. Or a silence behind those before it. */
+export type Piece = string | { text?: string; hex?: string; times?: number; silentMs?: number };
 /**
  * A line of an answer, whole or as it begins: errors may be worded otherwise. `rest`: all else. Of
  * ZMTP a message, as the list of its parts.
  */
 export type AnswerLine = string | { starts: string } | { rest: true } | ZmtpMessage;
-/** A slot or a line's number; of a request over ZMTP its envelope, as the list of its parts. */
-export type ShownTag = number | string[];
+/** A slot or a line's number; of a request over ZMTP its envelope, as the list of its parts; `raw`. */
+export type ShownTag = number | string[] | 'raw';
 export interface Failure {
   tag?: ShownTag; kind?: 'error'; code: ErrorCode; outcome?: Outcome; retryAfterMs?: number; text?: string;
 }
@@ -36,6 +36,7 @@ export type VectorEvent =
   | { command: { tag: ShownTag; line: string } }
   | { error: Failure }
   | { write: string }
+  | { finish: true }
   | { close: null | { starts: string } | Failure };
 export interface Asked { tag: number; text: string; timeoutMs?: number; id?: string; client?: string }
 export interface Said {
@@ -43,7 +44,7 @@ export interface Said {
 }
 export interface Vector {
   name: string;
-  dialect: 'lines' | 'frames' | 'zmtp';
+  dialect: keyof typeof DIALECTS;
   role: 'server' | 'client';
   side: 'accepted' | 'dialled';
   maxMessageBytes: number;
@@ -53,6 +54,8 @@ export interface Vector {
   readsParts: boolean;
   /** Of ZMTP: a socket of this type has greeted already; its greeting is part of the bytes. */
   peer?: string;
+  /** Milliseconds of silence, by how many bytes came before it. */
+  silences: ReadonlyMap<number, number>;
   /** Requests that the codec writes first, and all that it has written then, its greeting included. */
   asks: Asked[];
   /** What the codec encodes first, and what it gives. */
@@ -64,9 +67,8 @@ export interface Vector {
   answer?: AnswerLine[];
 }
 
-interface Row extends Partial<Omit<Vector, 'bytes'>> { name: string; text?: string; hex?: string; pieces?: Piece[] }
+interface Row extends Partial<Omit<Vector, 'bytes' | 'silences'>> { name: string; text?: string; hex?: string; pieces?: Piece[] }
 
-const DIALECTS: Readonly<Record<string, () => Dialect>> = { lines, frames, zmtp };
 const FOLDER = new URL('../vectors/', import.meta.url);
 
 const ARITY: Readonly<Record<Control, number>> = { cancel: 1, credit: 2, ping: 1, gone: 1, draining: 0, goodbye: 0 };
@@ -78,11 +80,15 @@ export function loadVectors(file: string): Vector[] {
     Partial<Row> & { vectors: Row[] };
   return vectors.map((row) => {
     const { text, hex, pieces, ...rest } = row;
-    const own = Buffer.concat((pieces ?? [{ ...(hex === undefined ? { text: text ?? '' } : { hex }) }]).map(bytesOf));
-    const bytes = rest.peer === undefined ? own : Buffer.concat([greetingOf(rest.peer), own]);
+    const silences = new Map<number, number>();
+    let bytes = rest.peer === undefined ? Buffer.alloc(0) : greetingOf(rest.peer);
+    for (const piece of pieces ?? [hex === undefined ? { text: text ?? '' } : { hex }]) {
+      if (typeof piece === 'object' && piece.silentMs !== undefined) silences.set(bytes.length, piece.silentMs);
+      else bytes = Buffer.concat([bytes, bytesOf(piece)]);
+    }
     const side = rest.side ?? head.side ?? 'accepted';
     return { dialect: 'lines', role: 'server', side, maxMessageBytes: 1024 * 1024, readsParts: false, hello: {}, asks: [], says: [],
-      controls: [], events: [], ...head, ...rest, bytes } satisfies Vector;
+      controls: [], events: [], ...head, ...rest, bytes, silences } satisfies Vector;
   });
 }
 
@@ -127,9 +133,9 @@ function cut(bytes: Buffer, length: () => number): Buffer[] {
 
 /** A codec as the vector wants it, once it has asked and said what the vector has. */
 export function openCodec(vector: Vector, sink: Sink): { codec: Codec; out: string } {
-  const dialect = (DIALECTS[vector.dialect] as () => Dialect)();
   const { side, role, maxMessageBytes, hello, readsParts } = vector;
-  const codec = dialect.open({ side, role, maxMessageBytes, hello, readsParts });
+  const options = { side, role, maxMessageBytes, hello, readsParts };
+  const codec = DIALECTS[vector.dialect]().open({ ...options, lines: () => lines().open(options) as LineCodec });
   const written: Body[] = [];
   codec.start?.({ ...sink, write: (bytes) => written.push(bytes) });
   for (const asked of vector.asks) written.push(codec.request(asked));
@@ -145,9 +151,11 @@ function shownBytes({ dialect }: Vector, bytes: Body): string {
   return dialect === 'zmtp' ? Buffer.from(bytes as string, 'latin1').toString('hex')
     : Buffer.from(bytes as string).toString();
 }
-const isRequest = (tag: unknown): tag is { envelope: string } => typeof tag === 'object' && tag !== null;
-const shownTag = (tag: unknown): ShownTag => (isRequest(tag)
-  ? framesOf(Buffer.from(tag.envelope, 'latin1')).map(({ shown }) => shown) : tag as number);
+const isRequest = (tag: unknown): tag is { envelope: string } =>
+  typeof tag === 'object' && tag !== null && 'envelope' in tag;
+/** The tag of what a silence ended is no number, and has no envelope: its reply has no line end. */
+const shownTag = (tag: unknown): ShownTag => (typeof tag === 'number' ? tag : isRequest(tag)
+  ? framesOf(Buffer.from(tag.envelope, 'latin1')).map(({ shown }) => shown) : 'raw');
 /** The parts of a message, where they are not its text alone. */
 function shownParts({ text, parts }: Message): { parts?: string[] } {
   const isText = parts === undefined || (parts.length === 1 && Buffer.from(parts[0]!).equals(Buffer.from(text)));
@@ -179,6 +187,7 @@ export function eventsOf(vector: Vector, pieces: readonly Buffer[]): { out: stri
     command: (line, tag) => seen({ command: { tag: shownTag(tag), line } }),
     error: (code, text, tag) => seen({ error: { ...(tag !== undefined && { tag: shownTag(tag) }), code, text } }),
     write: (bytes) => seen({ write: shownBytes(vector, bytes) }),
+    finish: () => seen({ finish: true }),
     close: (last) => {
       seen({ close: last === undefined ? null : last instanceof MicroError ? plain(last)
         : { starts: Buffer.from(last as string).toString() } });
@@ -186,15 +195,27 @@ export function eventsOf(vector: Vector, pieces: readonly Buffer[]): { out: stri
     },
   };
   const { codec, out } = openCodec(vector, sink);
-  for (const piece of pieces) {
+  let at = 0;
+  for (const piece of pieces.flatMap((one) => atSilences(one, vector, (at += one.length) - one.length))) {
     if (isOver) break;
-    const lent = Buffer.from(piece);
+    const lent = Buffer.from(piece.bytes);
     codec.receive(lent, sink);
     lent.fill(0);
+    const ms = codec.idleMs?.();
+    if (ms !== undefined && ms <= piece.silentMs) codec.idle?.(sink);
   }
   if (!isOver) codec.end?.(sink);
   return { out, events };
 }
+
+/** A piece that starts at this byte, cut where it is silent, and for how long it is. */
+function atSilences(piece: Buffer, { silences }: Vector, start: number): { bytes: Buffer; silentMs: number }[] {
+  const end = start + piece.length;
+  const ends = [...new Set([...silences.keys(), end])].filter((at) => at > start && at <= end).sort((a, b) => a - b);
+  return ends.map((to, index) => ({ bytes: piece.subarray((ends[index - 1] ?? start) - start, to - start),
+    silentMs: silences.get(to) ?? 0 }));
+}
+
 
 function plain({ code, outcome, retryAfterMs, message }: MicroError): Failure {
   return { code, outcome, ...(retryAfterMs !== undefined && { retryAfterMs }), text: message };
@@ -241,15 +262,17 @@ export function closesItself({ dialect, events, bytes }: Vector): boolean {
   return events.some((event) => 'close' in event) && (dialect === 'zmtp' || bytes.includes(10));
 }
 
-/** Fails unless these bytes are the lines that the vector says the echo server answers with. */
-export function checkAnswer(vector: Pick<Vector, 'name' | 'answer' | 'peer'>, bytes: Buffer, how: string): void {
+/** Fails unless these bytes are what the vector says the echo server answers with: lines, or what the dialect has. */
+export function checkAnswer(vector: Pick<Vector, 'name' | 'answer' | 'peer'> & { dialect?: string }, bytes: Buffer,
+  how: string): void {
   if (vector.peer !== undefined || Array.isArray(vector.answer?.[0])) {
     const got = messagesOf(bytes.subarray(64)).filter(([name = '']) => !/^\/(READY|PING)$/.test(name)); // a half-close is pinged
     return expect(got, `${vector.name}: ${how}`).toEqual(vector.answer?.map((line) => (Array.isArray(line)
       ? line.map((part) => (typeof part === 'string' ? part : expect.stringMatching(`^${part.starts}`))) : line)));
   }
+  const isSized = vector.dialect === 'sized';
   const text = bytes.toString();
-  const got = text === '' ? [] : text.replace(/\n$/, '').split('\n');
+  const got = isSized ? unsized(bytes) : text === '' ? [] : text.replace(/\n$/, '').split('\n');
   const wanted = (vector.answer ?? []).filter((line) => typeof line === 'string' || 'starts' in line);
   const shown = got.map((line, at) => {
     const want = wanted[at];
@@ -257,7 +280,21 @@ export function checkAnswer(vector: Pick<Vector, 'name' | 'answer' | 'peer'>, by
   });
   if (wanted.length < (vector.answer?.length ?? 0)) shown.length = Math.min(shown.length, wanted.length);
   expect(shown, `${vector.name}: ${how}`).toEqual(wanted);
-  if (text !== '') expect(text.endsWith('\n'), `${vector.name}: ${how}: the last line ends`).toBe(true);
+  if (text !== '' && !isSized && vector.dialect !== 'raw') expect(text.endsWith('\n'), `${vector.name}: ${how}: the last line ends`).toBe(true);
+}
+
+/** The texts behind their sized headers. */
+export function unsized(bytes: Buffer): string[] {
+  const texts: string[] = [];
+  for (let at = 0; at < bytes.length;) {
+    const header = bytes.toString('latin1', at, at + 64);
+    if (!/^\d+ *$/.test(header) || header.length < 64) throw new Error(`Cannot read the header ${JSON.stringify(header)}`);
+    const end = at + 64 + Number(header);
+    if (end > bytes.length) throw new Error(`Cannot read ${Number(header)} bytes: ${bytes.length - at - 64} are there`);
+    texts.push(bytes.toString('utf8', at + 64, end));
+    at = end;
+  }
+  return texts;
 }
 
 /** Sends the bytes, then FIN if wanted; resolves with all that comes up to the peer's. */

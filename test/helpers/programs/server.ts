@@ -2,6 +2,8 @@
 import { appendFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
 import { MicroServer, stopOnSignals, type Callback } from '../../../lib/micro_server.ts';
+import { createTimer } from '../../../services/timer.ts';
+import { FURTHER } from '../dialects.ts';
 import { answer, given, ready } from '../child.ts';
 import type { Order, ServerSetUp, Vitals } from '../server_process.ts';
 
@@ -63,6 +65,7 @@ function callbackOf(kind: string): Callback {
   if (name === 'slow') return (message) => wait(Number(ms)).then(() => message);
   if (name === 'never') return () => new Promise<string>(() => {});
   if (name === 'obey') return obey;
+  if (name === 'timer') return createTimer().callback;
   throw new Error(`Cannot be a server of kind "${kind}"`);
 }
 
@@ -94,7 +97,8 @@ function warmUp(): void {
 }
 
 const key = setUp.key ?? 'TESTED';
-const server = new MicroServer(callback, key, { ports: { [key]: setUp.address ?? 0 }, ...setUp.options });
+const dialects = (setUp.dialects ?? []).map((name) => FURTHER[name]());
+const server = new MicroServer(callback, key, { ports: { [key]: setUp.address ?? 0 }, dialects, ...setUp.options });
 if (setUp.signals) stopOnSignals(server);
 
 answer({
