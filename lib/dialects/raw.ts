@@ -97,7 +97,8 @@ class RawCodec implements Codec {
   idleMs(): number | undefined {
     const { words, wordSilenceMs, silenceMs } = this.#times;
     if (!this.#isOpen) return undefined;
-    return words.some((word) => this.#lines.held.equals(word)) ? wordSilenceMs : silenceMs;
+    const { held } = this.#lines;
+    return words.some((word) => held.equals(word)) ? wordSilenceMs : silenceMs;
   }
 
   idle(sink: Sink): void {
@@ -172,6 +173,8 @@ function isCutLetter(bytes: Buffer): boolean {
 const METHODS = ['GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'CONNECT', 'OPTIONS', 'TRACE', 'PATCH',
   'PRI'];
 const BEGINNINGS = [...METHODS.map((method) => `${method} `), 'Host:', 'SSH-'];
+/** RFC 9112, 3.2: a path, a URL or `*`; but for CONNECT's. `GET key` has none, and is a text. */
+const TARGET = /^(?:[/*]|[a-z][a-z\d+.-]*:)/i;
 const VERSIONS = ['HTTP/0.', 'RTSP/0.', 'SIP/0.'];
 
 /** Whether more bytes could make a line of it that is refused as HTTP or SSH. */
@@ -181,6 +184,7 @@ function isCutForeign(bytes: Buffer): boolean {
   if (BEGINNINGS.some((begin) => begin.startsWith(text)) || /^Host[ \t]*$/.test(text)) return true;
   const [, method, target = '', version = ''] = /^([A-Z-]+) (\S*)(?: (\S*))?$/.exec(text) ?? [];
   if (method === undefined) return false;
-  const isRequest = METHODS.includes(method) || /^(?:[/*]|[a-z]+:)/.test(target);
-  return isRequest && VERSIONS.some((one) => one.startsWith(version.replaceAll(/\d/g, '0')));
+  const isTarget = TARGET.test(target) || method === 'CONNECT' ||
+    (METHODS.includes(method) && 'https:'.startsWith(target));
+  return isTarget && VERSIONS.some((one) => one.startsWith(version.replaceAll(/\d/g, '0')));
 }

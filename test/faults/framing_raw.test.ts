@@ -126,6 +126,7 @@ const FOREIGN = [
   'PUT / HTTP/1.0\r\n\r\nrevert\n',
   'OPTIONS * HTTP/1.1\r\n\r\nrevert\n',
   'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nrevert\n',
+  'CONNECT 127.0.0.1:80 HTTP/1.1\r\n\r\nrevert\n',
   'Host: a\r\nPOST / HTTP/1.1\r\n\r\nrevert\n',
   '\r\nDELETE http://a/ HTTP/1.1\r\n\r\nrevert\n',
   'SSH-2.0-client\r\nrevert\n',
