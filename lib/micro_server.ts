@@ -82,8 +82,7 @@ export class MicroServer {
     const whole = typeof service === 'function' ? { callback: service } : service;
     const wrong = `Cannot serve ${quoted(whole)}: expected a function (message, context) => reply`;
     if (typeof whole?.callback !== 'function') throw new TypeError(wrong);
-    checkSetUp(key, options);
-    this.#key = key;
+    checkSetUp(key, options); this.#key = key;
     this.#hub = new Hub(whole, options, () => void this.stop());
   }
   /** Where it listens, if it does. */
@@ -170,7 +169,6 @@ async function onSignal(name: NodeJS.Signals): Promise<void> {
   for (const end of ends) if (end.status === 'rejected') logToStderr('error', textOf(end.reason));
   process.exit(ends.every((end) => end.status === 'fulfilled') ? 0 : 1);
 }
-
 // ----------------------------------------------------------------------------------------- What connections share
 const LINGER_MS = { refused: 1_000, draining: 50, drained: 100 }; // for a peer to close its side
 const REFUSAL_WAIT = { ms: 1_000, connections: 32 }; // for the bytes that tell its dialect; so many wait at a time
@@ -190,11 +188,12 @@ class Hub {
     [...this.connections].reduce((next, connection) => Math.min(next, connection.look(at)), Infinity));
   readonly latency = new Latency();
   readonly running = new Map<string, unknown>(); readonly replies = new Map<string, unknown>(); // by message id
+  readonly oldest = this.replies.keys(); // kept: a new iterator passes all that were deleted
   readonly counts = { requests: 0, errors: 0, bytes: { in: 0, out: 0 } };
   readonly #met: Stats['limits'] = {};
+  now = now(); // when the chunk or the turn began that is being handled
   clients = 0; refusing = 0; // so far; connections that wait to be told why not
-  isDraining = false;
-  onEmpty = NOTHING_TO_DO;
+  isDraining = false; onEmpty = NOTHING_TO_DO;
   constructor(service: Service, options: ServerOptions, stopServer: () => void) {
     const { limits } = this;
     for (const name of Object.keys(limits) as (keyof Limits)[]) limits[name] = positive(options, name, limits[name]);
@@ -216,8 +215,7 @@ class Hub {
     for (const connection of this.connections) connection.drain();
     const cut = setTimeout(() => { for (const one of this.connections) one.cutOff(); }, Math.min(graceMs, 0x7fff_ffff));
     if (this.connections.size > 0) await new Promise<void>((resolve) => { this.onEmpty = resolve; });
-    clearTimeout(cut);
-    this.alarm.stop();
+    clearTimeout(cut); this.alarm.stop();
   }
   /** Calls what the service gave; whatever it does, the server goes on. */
   fenced(what: string, task: () => unknown): void {
@@ -233,8 +231,7 @@ class Hub {
 
 /** How long replies took, counted by quarters of each power of two of microseconds. */
 class Latency {
-  readonly #counts = new Array<number>(128).fill(0);
-  readonly #all = { count: 0, mean: 0, max: 0 };
+  readonly #counts = new Array<number>(128).fill(0); readonly #all = { count: 0, mean: 0, max: 0 };
   record(ms: number, times: number): void {
     const bucket = Math.min(127, Math.floor(4 * Math.log2(ms * 1000 + 1)));
     this.#counts[bucket] = (this.#counts[bucket] ?? 0) + times;
@@ -251,10 +248,11 @@ class Latency {
     return { ...this.#all, p50: at(0.5), p99: at(0.99) };
   }
 }
-
 // ------------------------------------------------------------------------------------------------- One connection
 type Answer = readonly [kind: Kind, body: string | readonly Body[] | MicroError];
 interface Held extends Message { answer?: Answer } // where it is known already: an error, a command's reply
+const OWNER = Symbol('connection');
+type Owned = Duplex & { [OWNER]: Connection };
 class Connection implements Sink {
   readonly hub: Hub; readonly #duplex: Duplex; readonly #outbox: Outbox;
   readonly #how: ServeOptions; readonly #refusal: MicroError | undefined;
@@ -265,10 +263,9 @@ class Connection implements Sink {
   #client: OwnClient | undefined; #forwarded: Map<string, OwnClient> | undefined; // behind it, if it is a router
   #requests: Map<Tag, Request> | undefined; // in the callback; of an ordered dialect, also whose turn has not come
   #held: Held[] | undefined; // not dispatched yet
-  #timeoutMs = Infinity; // of a request that names none
+  #timeoutMs: number | undefined; // of a request that names none
   #turn = 0; // messages that may still be handled in this tick
   #handled = 0; // of them, answered at once
-  #now = now(); // when it began
   #partialBytes = 0; #partialSince = 0; // of an unfinished message
   #unauthorizedBytes = 0; #errors = 0; #silence: NodeJS.Timeout | undefined; // of the peer, that its codec waits for
   #isAuthorized: boolean;
@@ -279,13 +276,18 @@ class Connection implements Sink {
     this.#outbox = new Outbox(duplex, this);
     this.#isAuthorized = how.side === 'dialled' || hub.options.token === undefined;
     hub.connections.add(this);
-    duplex.on('data', (chunk: Buffer) => this.#receive(chunk)).on('end', () => this.#ended());
-    duplex.on('error', NOTHING_TO_DO).on('close', () => this.#closed()); // which follows each error
+    (duplex as Owned)[OWNER] = this;
+    duplex.on('data', Connection.#onData).on('end', Connection.#onEnd);
+    duplex.on('error', NOTHING_TO_DO).on('close', Connection.#onClose); // which follows each error
     if (how.dialect !== undefined) this.#open(how.dialect);
     if (refusal === undefined) return;
     if (++hub.refusing > REFUSAL_WAIT.connections) this.close(refusal);
     else setTimeout(() => this.close(refusal), REFUSAL_WAIT.ms).unref();
   }
+  // Closures would be kept by each connection: 0.3 KiB of them.
+  static #onData(this: Owned, chunk: Buffer): void { this[OWNER].#receive(chunk); }
+  static #onEnd(this: Owned): void { this[OWNER].#ended(); }
+  static #onClose(this: Owned): void { this[OWNER].#closed(); }
   get inFlight(): number { return this.#requests?.size ?? 0; }
 
   // Bytes in.
@@ -293,7 +295,7 @@ class Connection implements Sink {
     if (this.#state === 'over') return;
     const { limits: { maxLinesPerTick, maxUnauthorizedBytes: most }, counts, service } = this.hub;
     counts.bytes.in += chunk.length;
-    this.#now = now();
+    this.hub.now = now();
     if (this.#held === undefined) this.#turn = maxLinesPerTick;
     const bytes = this.#codec === undefined ? this.#sniff(chunk, isAll) : chunk;
     if (!this.#isMet && bytes !== undefined && this.#refusal === undefined) {
@@ -314,7 +316,7 @@ class Connection implements Sink {
     const timer = ms === undefined ? undefined : setTimeout(() => setImmediate(() => {
       if (this.#silence !== timer || this.#state !== 'open') return;
       if (this.#isPaused) return this.#awaitSilence(codec);
-      this.#now = now();
+      this.hub.now = now();
       codec.idle?.(this);
       this.#rest();
     }), ms).unref();
@@ -418,10 +420,10 @@ class Connection implements Sink {
   #dispatch(message: Held): void {
     const { hub } = this;
     this.#turn--;
-    if (message.answer !== undefined) return this.#answer(new Request(this, message, 0, this.#now), ...message.answer);
-    const { tag, text, id, timeoutMs = this.#timeoutMs } = message;
+    if (message.answer !== undefined) return this.#answer(new Request(this, message, 0, this.hub.now), ...message.answer);
+    const { tag, text, id, timeoutMs = this.#timeoutMs ?? Infinity } = message;
     if (this.#requests?.has(tag)) return this.error('PROTOCOL_ERROR', `Cannot take slot ${String(tag)} twice`, tag);
-    const request = new Request(this, message, Math.min(timeoutMs, hub.limits.callbackTimeoutMs), this.#now);
+    const request = new Request(this, message, Math.min(timeoutMs, hub.limits.callbackTimeoutMs), this.hub.now);
     if (hub.isDraining) return this.#failed(request, new MicroError('SERVER_BUSY', 'Cannot take it: the server stops'));
     hub.counts.requests++;
     let value: unknown;
@@ -435,20 +437,20 @@ class Connection implements Sink {
   }
   /** The same id gets the same reply, and runs once. What still runs is not forgotten for newer ones. */
   #once(id: string, request: Request, maxReplies: number): unknown {
-    const { replies, running, service } = this.hub;
+    const { oldest, replies, running, service } = this.hub;
     let value = replies.get(id) ?? running.get(id);
     if (value !== undefined) return typeof value === 'string' ? value : again(value);
     try { value = service.callback(request.message.text, request); } catch (error) { value = Promise.reject(error); }
     const reply = value ?? Promise.resolve(value);
     const keep = () => {
       running.delete(id); replies.set(id, reply);
-      if (replies.size > maxReplies) replies.delete(replies.keys().next().value as string);
+      if (replies.size > maxReplies) replies.delete(oldest.next().value as string);
     };
     if (typeof reply === 'string') keep(); else { running.set(id, reply); Promise.resolve(reply).then(keep, keep); }
     return value;
   }
   async #settle(request: Request, promised: unknown): Promise<void> {
-    this.hub.alarm.at(request.dueAt = this.#now + request.limitMs);
+    this.hub.alarm.at(request.dueAt = this.hub.now + request.limitMs);
     (this.#requests ??= new Map()).set(request.message.tag, request);
     try {
       const value = (await promised) as Value | undefined;
@@ -568,7 +570,7 @@ class Connection implements Sink {
   #pump(): void {
     const held = this.#held ?? [];
     let at = 0;
-    this.#isPumping = false; this.#now = now();
+    this.#isPumping = false; this.hub.now = now();
     this.#turn = this.hub.limits.maxLinesPerTick;
     while (at < held.length && this.#held === held && this.#turn > 0 && !this.#isFull()) this.#dispatch(held[at++]!);
     held.splice(0, at);
@@ -579,11 +581,11 @@ class Connection implements Sink {
   #rest(): void {
     const { limits: { partialTimeoutMs, maxOutputBytes }, latency, alarm } = this.hub;
     const bytes = this.#codec?.heldBytes ?? this.#head?.length ?? 0;
-    if (this.#handled > 0) latency.record(now() - this.#now, this.#handled);
+    if (this.#handled > 0) latency.record(now() - this.hub.now, this.#handled);
     this.#handled = 0;
     if (bytes > 0 && (this.#partialBytes === 0 || bytes < this.#partialBytes)) {
-      this.#partialSince = this.#now;
-      alarm.at(this.#now + partialTimeoutMs);
+      this.#partialSince = this.hub.now;
+      alarm.at(this.hub.now + partialTimeoutMs);
     }
     this.#partialBytes = bytes;
     if (this.#held !== undefined && !this.#isFull()) this.#pumpSoon();
@@ -596,7 +598,7 @@ class Connection implements Sink {
     if (!isPaused) return void this.#duplex.resume();
     this.hub.met('maxInFlight');
     this.#duplex.pause();
-    alarm.at(this.#now + PAUSED_PING_MS);
+    alarm.at(this.hub.now + PAUSED_PING_MS);
   }
   /** The peer reads slowly. A socket's own timer sees what the system takes of one large write. */
   flooded(): void {
@@ -606,8 +608,7 @@ class Connection implements Sink {
     const onStalled = () => { if (socket.writableLength > 0) this.#cut('outputTimeoutMs'); };
     socket.setTimeout?.(this.hub.limits.outputTimeoutMs, onStalled);
     socket.once('drain', () => {
-      this.#isFlooded = false;
-      socket.setTimeout?.(0, onStalled);
+      this.#isFlooded = false; socket.setTimeout?.(0, onStalled);
       for (const request of this.#requests?.values() ?? []) request.wake();
       this.#rest();
     });
@@ -653,8 +654,7 @@ class Connection implements Sink {
   #linger(ms: number): void {
     if (this.#state === 'over') return;
     this.#state = 'over'; this.#outbox.flush(); this.#duplex.end();
-    this.flooded();
-    this.#duplex.resume();
+    this.flooded(); this.#duplex.resume();
     setTimeout(() => this.#duplex.end(() => this.#duplex.destroy()), ms).unref(); // once all is written
   }
   #closed(): void {
@@ -689,8 +689,7 @@ class Request implements Context {
   credit: (parts: number) => void = NOTHING_TO_DO;
   controller: AbortController | undefined = undefined;
   constructor(connection: Connection, message: Message, limitMs: number, since: number) {
-    this.connection = connection; this.message = message;
-    this.limitMs = limitMs; this.since = since;
+    this.connection = connection; this.message = message; this.limitMs = limitMs; this.since = since;
   }
   get signal(): AbortSignal { return (this.controller ??= new AbortController()).signal; }
   get deadline(): number { return Date.now() + this.limitMs - (now() - this.since); }
@@ -705,7 +704,6 @@ class Request implements Context {
     this.wake(); this.leave();
   }
 }
-
 // ---------------------------------------------------------------------------------------------------------- Lines
 /** What a browser, a proxy or an SSH client says first: none of it may reach a callback. RFC 9110, 5.6.2: a token. */
 const FOREIGN = /^(?:[!#$%&'*+.^_`|~\w-]+ \S+ (?:HTTP|RTSP|SIP)\/\d(?:\.\d)?[ \t]*$|Host[ \t]*:|SSH-\d)/i;
@@ -758,7 +756,6 @@ const COMMANDS: Readonly<Record<string, (hub: Hub) => string>> = {
     summary: service.contract?.summary, dialects: dialects.map(({ name }) => name), limits }),
   stats: (hub) => JSON.stringify(hub.stats()),
 };
-
 // -------------------------------------------------------------------------------------------------------- Binding
 interface Listener { readonly address: Address; close(): Promise<void> }
 const LOOPBACK = /^(?:127\.|::1$|::ffff:127\.)/;
