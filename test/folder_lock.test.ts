@@ -1,12 +1,12 @@
 /** One owner a folder; a dead one is succeeded, by one. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { lockFolder } from '../lib/folder_lock.ts';
 import { Child } from './helpers/child.ts';
-import { pause } from './helpers/deadline.ts';
+import { pause, until } from './helpers/deadline.ts';
 import { range } from './helpers/ended.ts';
 import { FULL } from './helpers/faults.ts';
 import { FUZZ_SEED, seeded } from './helpers/random.ts';
@@ -108,8 +108,9 @@ describe('lockFolder', () => {
     await (await lockFolder(folder)).release();
   });
 
-  it.each(['', '{', '\0'.repeat(102), '{"pid":1}', '{"pid":-1,"started":"","id":"a"}', 'null', 'x'.repeat(99_999)])(
-    'takes a lock that a loss of power tore: %j', async (text) => {
+  it.each<[string, string]>([['empty', ''], ['cut', '{'], ['zeros', '\0'.repeat(102)], ['half', '{"pid":1}'],
+    ['wrong', '{"pid":-1,"started":"","id":"a"}'], ['null', 'null'], ['long', 'x'.repeat(99_999)]])(
+    'takes a lock that a loss of power tore: %s', async (_name, text) => {
       const folder = newFolder();
       writeFileSync(join(folder, '.lock'), text);
       const outcomes = await Promise.allSettled(range(4).map(() => lockFolder(folder)));
@@ -164,6 +165,24 @@ describe('lockFolder', () => {
     expect(seen.flatMap((one) => one?.clashes ?? ['no report']), `FUZZ_SEED=${FUZZ_SEED}`).toEqual([]);
     expect(seen.reduce((sum, one) => sum + (one?.wins ?? 0), 0)).toBeGreaterThan(50);
     await (await lockFolder(folder)).release();
+  });
+
+  it('is not taken by one that looked, and claimed only when another had succeeded the dead owner', async (ctx) => {
+    if (noStrace !== undefined) ctx.skip(noStrace);
+    const folder = newFolder();
+    writeFileSync(join(folder, '.lock'), JSON.stringify({ pid: 2 ** 22 + 1, started: '', id: 'a'.repeat(24) }));
+    const output = join(newFolder(), 'trace');
+    const child = await locker(folder, traced({ inject: 'link:delay_enter=700000:when=2', calls: 'link', output }));
+    const taken = child.ask('take');
+    await until(() => readFileSync(output, 'utf8').includes('EEXIST'), 5_000, 'that it found the dead lock');
+    await pause(100); // it is before its claim now, for 700 ms
+    const successor = { ...ownerIn(folder), pid: process.pid, id: 'b'.repeat(24) };
+    writeFileSync(join(folder, 'new'), JSON.stringify(successor)); // as another that gets so far, but not to tidy up
+    renameSync(join(folder, 'new'), join(folder, '.lock'));
+    expect(await taken).toBe(`Cannot lock "${folder}": pid ${process.pid} holds it. Stop it, or take another folder`);
+    expect(readFileSync(output, 'utf8')).toMatch(/link\(.*\.lock\.after\.a+"\) = 0/);
+    expect(ownerIn(folder)).toEqual(successor);
+    expect(readdirSync(folder)).toEqual(['.lock']);
   });
 
   it('is taken after kill -9 at each step of succeeding a dead owner', { timeout: 120_000 }, async (ctx) => {
