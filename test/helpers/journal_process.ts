@@ -51,13 +51,16 @@ export class JournalProcess extends Child {
     return this.ask<Appended[]>('append', { texts, together });
   }
 
-  /** By number. The last line of a killed process may be torn: it was told to nobody. */
   acknowledged(): Map<number, string> {
-    const { acks } = this.setUp;
-    if (acks === undefined || !existsSync(acks)) return new Map();
-    return new Map(readFileSync(acks, 'utf8').split('\n').slice(0, -1).map((line) => {
-      const blank = line.indexOf(' ');
-      return [Number(line.slice(0, blank)), line.slice(blank + 1)];
-    }));
+    return readAcks(this.setUp.acks);
   }
+}
+
+/** By number. The last line of a killed process may be torn: it was told to nobody. */
+export function readAcks(path: string | undefined): Map<number, string> {
+  if (path === undefined || !existsSync(path)) return new Map();
+  return new Map(readFileSync(path, 'utf8').split('\n').slice(0, -1).map((line) => {
+    const blank = line.indexOf(' ');
+    return [Number(line.slice(0, blank)), line.slice(blank + 1)];
+  }));
 }
