@@ -274,6 +274,18 @@ describe('Journal', () => {
     expect(told).toEqual([expect.stringContaining(`${long.length + third - second} bytes from byte ${second} on`)]);
   });
 
+  it('cuts off an end without line feeds, however long', async () => {
+    const folder = newFolder();
+    const lines = linesOf(['a', 'b']);
+    await withJournal({ folder }, () => {});
+    const [file = ''] = segmentsOf(folder);
+    writeFileSync(file, Buffer.concat([lines, Buffer.alloc(40 * 1024 * 1024)])); // zeros: a size that came without data
+    const { told, texts } = await found(folder, (journal) => journal.append('c'));
+    expect([...texts.values()]).toEqual(['a', 'b']);
+    expect(told).toEqual([expect.stringContaining(`its last ${40 * 1024 * 1024} bytes are no whole record`)]);
+    expect([...(await found(folder)).texts.values()]).toEqual(['a', 'b', 'c']);
+  });
+
   it('takes a text of 16 MiB less its line\'s rest, and none that is longer', { timeout: 60_000 }, async () => {
     const folder = newFolder();
     const most = 16 * 1024 * 1024 - '00000000 0 \n'.length;
