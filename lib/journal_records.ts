@@ -74,7 +74,6 @@ export class RecordReader {
   readonly #sink: RecordSink;
   #badOffset = -1; // of damage not told yet, since it may go on
   #badLines = 0;
-  #isOverlong = false;
 
   constructor(next: number, offset: number, sink: RecordSink) {
     this.next = next;
@@ -95,9 +94,8 @@ export class RecordReader {
     return false;
   }
 
-  /** `bytes` begin a line that is longer than any of ours. */
+  /** So many bytes begin a line that is longer than any of ours; its end is a bad line by itself. */
   skip(bytes: number): void {
-    this.#isOverlong = true;
     this.#bad();
     this.offset += bytes;
   }
@@ -113,12 +111,11 @@ export class RecordReader {
     for (let digit = 0; at < lf && (digit = bytes[at]! - 0x30) >= 0 && digit <= 9; at++) {
       number = 10 * number + digit;
     }
-    const isGood = !this.#isOverlong && lf - start >= LEAST_BYTES &&
+    const isGood = lf - start >= LEAST_BYTES &&
       (bytes[at] === SPACE || bytes[at] === QUOTE) && bytes[start + 8] === SPACE &&
       crc32(bytes, start + PLACE.length, lf) === hexAt(bytes, start) &&
       number >= this.next && Number.isSafeInteger(number);
     if (!isGood) {
-      this.#isOverlong = false;
       this.#bad();
       this.#badLines++;
       return false;

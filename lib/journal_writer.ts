@@ -5,6 +5,8 @@ import type { Segment } from './journal_segment.ts';
 import { openPlainFile } from './plain_file.ts';
 
 const COPY_BYTES = 1024 * 1024;
+/** At the end, wherever that is: in a file that another cut, a fixed offset would leave a hole of zeros. */
+const APPENDING = constants.O_RDWR | constants.O_APPEND;
 
 export class JournalWriter {
   readonly segment: Segment;
@@ -25,7 +27,7 @@ export class JournalWriter {
 
   /** Makes a new file. It may be there already if it is empty: a try that got no further left it. */
   static async create(segment: Segment): Promise<JournalWriter> {
-    return JournalWriter.#open(segment, constants.O_RDWR | constants.O_CREAT, async (file) => {
+    return JournalWriter.#open(segment, APPENDING | constants.O_CREAT, async (file) => {
       const { size } = await file.stat();
       if (size === 0) return;
       throw new Error(`Cannot begin "${segment.path}": a file of ${size} bytes lies there that is not ` +
@@ -35,7 +37,7 @@ export class JournalWriter {
 
   /** Opens a file that was read, and cuts off what is behind `segment.bytes`. */
   static async open(segment: Segment): Promise<JournalWriter> {
-    return JournalWriter.#open(segment, constants.O_RDWR, (file) => cut(file, segment.bytes));
+    return JournalWriter.#open(segment, APPENDING, (file) => cut(file, segment.bytes));
   }
 
   static async #open(
@@ -70,18 +72,18 @@ export class JournalWriter {
    * is the one that the next start will read. Rejects when none is in it, or with {@link doubt}.
    */
   async append(lines: Buffer, bytes: number, sync: boolean): Promise<void> {
-    const begin = this.segment.bytes;
-    const end = begin + bytes;
+    const end = this.segment.bytes + bytes;
+    let done = 0;
     try {
-      for (let done = 0; done < bytes;) { // a system may take less than it was given
-        done += await writeSome(this.#file.fd, lines, done, bytes - done, begin + done);
+      while (done < bytes) { // a system may take less than it was given
+        done += await writeSome(this.#file.fd, lines, done, bytes - done, null);
       }
       if (sync) await this.#sync(end);
       this.#checkPlace(end);
       if (this.#doubt !== undefined) throw this.#doubt; // of a sync in the background
     } catch (error) {
       this.segment.unmark();
-      await this.#takeBack(error as Error);
+      await this.#takeBack(done, error as Error);
       throw error;
     }
     this.segment.bytes = end;
@@ -115,10 +117,14 @@ export class JournalWriter {
       : `"${path}" was changed by something else`);
   }
 
-  /** What was written of a group that failed; also where the file has another name by now. */
-  async #takeBack(reason: Error): Promise<void> {
+  /**
+   * So many bytes were written of a group that failed; the file may have another name by now. Where
+   * another had cut it, they are its last ones, yet not behind what was acknowledged.
+   */
+  async #takeBack(bytes: number, reason: Error): Promise<void> {
     try {
-      await cut(this.#file, this.segment.bytes);
+      const { size } = await this.#file.stat();
+      await cut(this.#file, Math.max(0, Math.min(this.segment.bytes, size - bytes)));
     } catch (error) {
       this.#doubt ??= error as Error;
       throw new Error(`${reason.message}; it may be stored, as it could not be taken back: ` +
@@ -135,19 +141,12 @@ export class JournalWriter {
     const { segment } = this;
     await this.#syncing.catch(() => {});
     this.#checkPlace(); // another's file must not be cut
-    const file = await openPlainFile(segment.path, constants.O_RDWR);
+    const file = await openPlainFile(segment.path, APPENDING);
     try {
       await cut(file, segment.bytes);
       this.#checkPlace(segment.bytes);
       await this.#checkUnsynced();
-      const buffer = Buffer.allocUnsafe(COPY_BYTES);
-      for (let at = this.#syncedBytes; at < segment.bytes;) {
-        const { bytesRead } = await file.read(buffer, 0, Math.min(COPY_BYTES, segment.bytes - at), at);
-        for (let done = 0; done < bytesRead;) {
-          done += await writeSome(file.fd, buffer, done, bytesRead - done, at + done);
-        }
-        at += bytesRead;
-      }
+      await this.#writeUnsyncedAgain();
       await file.datasync();
     } catch (error) {
       await file.close();
@@ -171,6 +170,23 @@ export class JournalWriter {
     throw new Error(`"${segment.path}" lost records between bytes ${this.#syncedBytes} and ${segment.bytes}`);
   }
 
+  async #writeUnsyncedAgain(): Promise<void> {
+    const end = this.segment.bytes;
+    const file = await openPlainFile(this.segment.path, constants.O_RDWR);
+    try {
+      const buffer = Buffer.allocUnsafe(COPY_BYTES);
+      for (let at = this.#syncedBytes; at < end;) {
+        const { bytesRead } = await file.read(buffer, 0, Math.min(COPY_BYTES, end - at), at);
+        for (let done = 0; done < bytesRead;) {
+          done += await writeSome(file.fd, buffer, done, bytesRead - done, at + done);
+        }
+        at += bytesRead;
+      }
+    } finally {
+      await file.close();
+    }
+  }
+
   async close(): Promise<void> {
     await this.#syncing.catch(() => {});
     await this.#file.close();
@@ -179,7 +195,7 @@ export class JournalWriter {
 
 /** As `FileHandle.write`, which costs 5 µs more of the main thread. Resolves with what was taken. */
 function writeSome(
-  file: number, bytes: Buffer, offset: number, length: number, position: number,
+  file: number, bytes: Buffer, offset: number, length: number, position: number | null,
 ): Promise<number> {
   return new Promise((resolve, reject) => {
     write(file, bytes, offset, length, position, (error, taken) => {

@@ -5,10 +5,10 @@ import { crc32 as crcOfZlib } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 import { crc32 } from '../lib/crc32.ts';
 import { Journal } from '../lib/journal.ts';
-import { lineOf, RecordReader, seal, textOf, type Damage } from '../lib/journal_records.ts';
+import { RecordReader, textOf, type Damage } from '../lib/journal_records.ts';
 import { range } from './helpers/ended.ts';
 import { FULL } from './helpers/faults.ts';
-import { found, lineStarts, segmentsOf, withJournal } from './helpers/journal_files.ts';
+import { found, linesOf, lineStarts, segmentsOf, withJournal } from './helpers/journal_files.ts';
 import { FUZZ_SEED, fuzzRuns, seeded } from './helpers/random.ts';
 import { scratch } from './helpers/scratch.ts';
 
@@ -16,13 +16,6 @@ const newFolder = scratch('journal');
 
 const TEXTS = ['one', '', ' ', '"', '{"a":1}', 'two\nlines', '\n', '\r', 'a\r\n', '\0', 'naïve ☃ 🎵', '\ud800', 'a\udc00b',
   '00000000 7 not a header', '\u2028\u2029', 'x'.repeat(100_000), '☃\n'.repeat(50_000), 'y'.repeat(1024 * 1024)];
-
-/** A journal's lines as it would write them. */
-function linesOf(texts: readonly string[], first = 0): Buffer {
-  const lines = Buffer.from(texts.map((text, at) => lineOf(first + at, text)).join(''));
-  seal(lines, lines.length, () => {});
-  return lines;
-}
 
 /** What a reader makes of bytes that come in pieces. */
 function readAll(bytes: Buffer, pieceBytes = () => bytes.length || 1) {
@@ -314,12 +307,16 @@ describe('Journal', () => {
   it('writes on close what waits, and takes nothing afterwards', async () => {
     const folder = newFolder();
     const journal = await Journal.open({ folder });
-    const last = journal.append('waits');
+    let isStored = false;
+    const text = 'waits'.repeat(2 * 1024 * 1024);
+    const last = journal.append(text).then(() => { isStored = true; });
     const closed = journal.close();
     expect(journal.close()).toBe(closed);
     await expect(journal.append('late')).rejects.toThrow(/it is closed/);
-    await Promise.all([last, closed]);
-    expect([...(await found(folder)).texts.values()]).toEqual(['waits']);
+    await closed;
+    expect(isStored).toBe(true);
+    await last;
+    expect([...(await found(folder)).texts.values()]).toEqual([text]);
   });
 
   it('refuses a second opener in one line, and lets it in after close', async () => {
