@@ -184,7 +184,7 @@ export class Journal {
           bytesLeft -= end - start;
           return page.length >= most || bytesLeft <= 0;
         },
-      });
+      }, { limit: this.#segments[at + 1]?.first });
       await reading.catch(ignoreMissing);
       if (page.length >= most || bytesLeft <= 0) break;
     }
@@ -199,20 +199,15 @@ export class Journal {
   async #close(): Promise<void> {
     await this.#flushing;
     clearTimeout(this.#timer);
+    const writer = this.#writer;
     try {
-      if (!this.#writer.isLost) await this.#settle();
-    } finally {
-      await this.#writer.close();
-      await this.#lock.release();
-    }
-  }
-
-  async #settle(): Promise<void> {
-    try {
-      if (this.#writer.doubt !== undefined) await this.#writer.repair();
-      else await this.#writer.sync();
+      if (writer.isLost) return; // nothing was acknowledged since
+      await (writer.doubt === undefined ? writer.sync() : writer.repair());
     } catch (error) {
-      throw this.#problem(`its last sync failed: ${reasonOf(error)}`, error);
+      throw new Error(`Cannot close the journal in "${this.#folder}" well: its last sync failed: ` +
+        reasonOf(error), { cause: error });
+    } finally {
+      await writer.close().finally(() => this.#lock.release());
     }
   }
 
@@ -222,25 +217,25 @@ export class Journal {
     const buffer = Buffer.allocUnsafeSlow(SCAN_BYTES);
     let next = 0;
     let told = 0;
-    for (const segment of found) {
+    for (const [at, segment] of found.entries()) {
       const tell = (damage: Damage): void => {
         if (told++ < MOST_TOLD) this.#log('error', describe(damage, segment.path));
       };
       if (segment.first > next) tell({ offset: 0, bytes: 0, from: next, to: segment.first });
       await segment.measure();
       const foundBytes = segment.bytes;
-      const reader = await segment.read({ number: Math.max(next, segment.first), offset: 0 }, {
+      const reader = await segment.read({ number: segment.first, offset: 0 }, {
         damage: tell,
         record(number, offset, bytes, start, end) {
           segment.mark(number, offset);
           onRecord?.(textOf(bytes, start, end), number);
         },
-      }, buffer);
+      }, { limit: found[at + 1]?.first, buffer });
       reader.end();
       next = reader.next;
       segment.bytes = reader.endOfLines;
       if (foundBytes > segment.bytes) {
-        const way = segment === found.at(-1) ? 'cut off' : 'left out';
+        const way = at === found.length - 1 ? 'cut off' : 'left out';
         this.#log('warn', `Cannot read "${segment.path}" from byte ${segment.bytes} on: its last ` +
           `${foundBytes - segment.bytes} bytes are no whole record. They are ${way}`);
       }

@@ -72,10 +72,13 @@ export class RecordReader {
   /** Offset behind the last line feed. What follows is no whole line. */
   endOfLines: number;
   readonly #sink: RecordSink;
+  readonly #limit: number;
   #badOffset = -1; // of damage not told yet, since it may go on
   #badLines = 0;
 
-  constructor(next: number, offset: number, sink: RecordSink) {
+  /** @param limit Where the next file's numbers begin: what is found here from there on isn't it. */
+  constructor(next: number, offset: number, sink: RecordSink, limit = Infinity) {
+    this.#limit = limit;
     this.next = next;
     this.offset = this.endOfLines = offset;
     this.#sink = sink;
@@ -100,9 +103,9 @@ export class RecordReader {
     this.offset += bytes;
   }
 
-  /** There is no more: tells of damage at the end, for each line of which a number is given up. */
+  /** There is no more: tells of what is missing. At the very end a number is given up for each bad line. */
   end(): void {
-    this.#tell(this.next + this.#badLines);
+    this.#tell(this.#limit === Infinity ? this.next + this.#badLines : this.#limit);
   }
 
   #line(bytes: Buffer, start: number, lf: number): boolean {
@@ -114,7 +117,7 @@ export class RecordReader {
     const isGood = lf - start >= LEAST_BYTES &&
       (bytes[at] === SPACE || bytes[at] === QUOTE) && bytes[start + 8] === SPACE &&
       crc32(bytes, start + PLACE.length, lf) === hexAt(bytes, start) &&
-      number >= this.next && Number.isSafeInteger(number);
+      number >= this.next && number < this.#limit && Number.isSafeInteger(number);
     if (!isGood) {
       this.#bad();
       this.#badLines++;

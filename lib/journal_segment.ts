@@ -62,12 +62,14 @@ export class Segment {
   /**
    * Reads lines up to `bytes`, or until the sink has enough.
    *
-   * @param buffer To read into. One of 64 KiB if not given; a longer line makes it grow.
-   * @returns The reader as it stands: behind its offset is no whole line.
+   * @param options.limit The first number of the next file, where there is one.
+   * @param options.buffer To read into. One of 64 KiB if not given; a longer line makes it grow.
+   * @returns The reader as it stands.
    */
   async read({ number, offset }: Mark, sink: RecordSink,
-    buffer: Buffer = Buffer.allocUnsafe(READ_BYTES)): Promise<RecordReader> {
-    const reader = new RecordReader(number, offset, sink);
+    { limit, buffer = Buffer.allocUnsafe(READ_BYTES) }: { limit?: number | undefined; buffer?: Buffer } = {},
+  ): Promise<RecordReader> {
+    const reader = new RecordReader(number, offset, sink, limit);
     const file = await openPlainFile(this.path, constants.O_RDONLY);
     try {
       let held = 0;
