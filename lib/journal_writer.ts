@@ -5,7 +5,10 @@ import type { Segment } from './journal_segment.ts';
 import { openPlainFile } from './plain_file.ts';
 
 const COPY_BYTES = 1024 * 1024;
-/** At the end, wherever that is: in a file that another cut, a fixed offset would leave a hole of zeros. */
+/**
+ * At the end, wherever that is: in a file that another cut, a fixed offset would leave a hole of
+ * zeros.
+ */
 const APPENDING = constants.O_RDWR | constants.O_APPEND;
 
 export class JournalWriter {
@@ -25,13 +28,15 @@ export class JournalWriter {
     this.#syncedBytes = segment.bytes;
   }
 
-  /** Makes a new file. It may be there already if it is empty: a try that got no further left it. */
+  /**
+   * Makes a new file. It may be there already if it is empty: a try that got no further left it.
+   */
   static async create(segment: Segment): Promise<JournalWriter> {
     return JournalWriter.#open(segment, APPENDING | constants.O_CREAT, async (file) => {
       const { size } = await file.stat();
       if (size === 0) return;
-      throw new Error(`Cannot begin "${segment.path}": a file of ${size} bytes lies there that is not ` +
-        'of this journal. Move it away');
+      throw new Error(`Cannot begin "${segment.path}": a file of ${size} bytes lies there ` +
+        'that is not of this journal. Move it away');
     });
   }
 
@@ -53,7 +58,9 @@ export class JournalWriter {
     }
   }
 
-  /** Why nothing may be acknowledged before {@link repair}: a failed sync, or bytes not taken back. */
+  /**
+   * Why nothing may be acknowledged before {@link repair}: a failed sync, or bytes not taken back.
+   */
   get doubt(): Error | undefined {
     return this.#doubt;
   }
@@ -68,8 +75,9 @@ export class JournalWriter {
   }
 
   /**
-   * Appends whole lines. Resolves when they are written, with `sync` to the disk itself, and the file
-   * is the one that the next start will read. Rejects when none is in it, or with {@link doubt}.
+   * Appends whole lines. Resolves when they are written, with `sync` to the disk itself, and the
+   * file is the one that the next start will read. Rejects when none
+   * is in it, or with {@link doubt}.
    */
   async append(lines: Buffer, bytes: number, sync: boolean): Promise<void> {
     const end = this.segment.bytes + bytes;
@@ -167,7 +175,8 @@ export class JournalWriter {
       damage: ({ bytes, offset }) => { isSound &&= bytes === 0 && offset === this.#syncedBytes; },
     });
     if (isSound && reader.endOfLines === segment.bytes) return;
-    throw new Error(`"${segment.path}" lost records between bytes ${this.#syncedBytes} and ${segment.bytes}`);
+    throw new Error(`"${segment.path}" lost records between bytes ${this.#syncedBytes} and ` +
+      `${segment.bytes}`);
   }
 
   async #writeUnsyncedAgain(): Promise<void> {
@@ -193,7 +202,9 @@ export class JournalWriter {
   }
 }
 
-/** As `FileHandle.write`, which costs 5 µs more of the main thread. Resolves with what was taken. */
+/**
+ * As `FileHandle.write`, which costs 5 µs more of the main thread. Resolves with what was taken.
+ */
 function writeSome(
   file: number, bytes: Buffer, offset: number, length: number, position: number | null,
 ): Promise<number> {
