@@ -1,16 +1,21 @@
 /** The journal: what was appended is read, in order and bounded; nothing else ever is. */
-import { appendFileSync, mkdirSync, readFileSync, statSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync, mkdirSync, readFileSync, rmSync, statSync, symlinkSync, truncateSync, writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { crc32 as crcOfZlib } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 import { crc32 } from '../lib/crc32.ts';
 import { Journal } from '../lib/journal.ts';
 import { RecordReader, textOf, type Damage } from '../lib/journal_records.ts';
+import { until } from './helpers/deadline.ts';
 import { range } from './helpers/ended.ts';
 import { FULL } from './helpers/faults.ts';
 import { found, linesOf, lineStarts, segmentsOf, withJournal } from './helpers/journal_files.ts';
+import { JournalProcess } from './helpers/journal_process.ts';
 import { FUZZ_SEED, fuzzRuns, seeded } from './helpers/random.ts';
 import { scratch } from './helpers/scratch.ts';
+import { noStrace, traced } from './helpers/strace.ts';
 
 const newFolder = scratch('journal');
 
@@ -391,6 +396,26 @@ describe('Journal', () => {
       expect(next).toEqual([...texts.values(), 'after']);
       expect(count).toBe(texts.size);
     }
+  });
+
+  it('syncs each record soon, also one written during a sync, or before a kill', async (ctx) => {
+    if (noStrace !== undefined) ctx.skip(noStrace);
+    const folder = newFolder();
+    const output = join(newFolder(), 'trace');
+    const syncs = (): number => [...readFileSync(output, 'latin1').matchAll(/fdatasync.*= 0/g)].length;
+    const options = { folder, fsync: 'interval', intervalMs: 1 } as const;
+    const inject = traced({ inject: 'fdatasync:delay_enter=200000', threads: 2, output,
+      paths: [folder, join(folder, 'journal-0000000000000000.log')] });
+    await JournalProcess.with({ options }, async (child) => {
+      await child.append(['first']);
+      await until(() => /fdatasync\(/.test(readFileSync(output, 'latin1')), 5_000, 'the first sync');
+      await child.append(['during it']);
+      await until(() => syncs() === 2, 5_000, 'the sync of a record written during one');
+    }, inject);
+    rmSync(output);
+    await JournalProcess.with({ options }, async () => {
+      expect(readFileSync(output, 'latin1')).toMatch(/fdatasync\([^]* fsync\(/); // what the killed one left, and its name
+    }, inject);
   });
 
   it('does not take what is not of its names for its own', async () => {

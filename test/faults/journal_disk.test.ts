@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, expect } from 'vitest';
-import { until, within } from '../helpers/deadline.ts';
+import { within } from '../helpers/deadline.ts';
 import { range } from '../helpers/ended.ts';
 import { fault, FULL, some } from '../helpers/faults.ts';
 import { doubled, found, segmentsOf } from '../helpers/journal_files.ts';
@@ -141,24 +141,6 @@ fault.unless(noStrace, 'E06', 'a sync in the background that gives EIO while a w
     expect(outcomes[5]?.error).toBeUndefined(); // the other thread's first sync failed too, or it didn't need one
     await child.kill();
     await check(folder, texts, outcomes);
-  }, inject);
-});
-
-fault.unless(noStrace, 'E06', 'no fault: each record is synced soon, also one written during a sync, or before a kill', async () => {
-  const folder = newFolder();
-  const output = join(newFolder(), 'trace');
-  const syncs = (): number => [...readFileSync(output, 'latin1').matchAll(/fdatasync.*= 0/g)].length;
-  const options = { folder, fsync: 'interval', intervalMs: 1 } as const;
-  const inject = traced({ inject: 'fdatasync:delay_enter=200000', threads: 2, paths: [folder, join(folder, FIRST)], output });
-  await JournalProcess.with({ options }, async (child) => {
-    await child.append(['first']);
-    await until(() => /fdatasync\(/.test(readFileSync(output, 'latin1')), 5_000, 'the first sync');
-    await child.append(['during it']);
-    await until(() => syncs() === 2, 5_000, 'the sync of a record written during one');
-  }, inject);
-  rmSync(output);
-  await JournalProcess.with({ options }, async () => {
-    expect(readFileSync(output, 'latin1')).toMatch(/fdatasync\([^]* fsync\(/); // what the killed one left, and its name
   }, inject);
 });
 
