@@ -76,8 +76,8 @@ export class JournalWriter {
 
   /**
    * Appends whole lines. Resolves when they are written, with `sync` to the disk itself, and the
-   * file is the one that the next start will read. Rejects when none
-   * is in it, or with {@link doubt}.
+   * file is the one that the next start will read. Rejects when none is in it, or, by its words,
+   * may be.
    */
   async append(lines: Buffer, bytes: number, sync: boolean): Promise<void> {
     const end = this.segment.bytes + bytes;
@@ -186,6 +186,7 @@ export class JournalWriter {
       const buffer = Buffer.allocUnsafe(COPY_BYTES);
       for (let at = this.#syncedBytes; at < end;) {
         const { bytesRead } = await file.read(buffer, 0, Math.min(COPY_BYTES, end - at), at);
+        if (bytesRead === 0) throw new Error(`"${this.segment.path}" ends at byte ${at}`);
         for (let done = 0; done < bytesRead;) {
           done += await writeSome(file.fd, buffer, done, bytesRead - done, at + done);
         }

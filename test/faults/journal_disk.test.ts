@@ -184,7 +184,7 @@ fault('E09', 'kill -9 at random moments while files follow each other fast: all 
   const folder = newFolder();
   const acks = join(newFolder(), 'acks');
   const options = { folder, maxSegmentBytes: 2_000 };
-  const rounds = FULL ? 300 : 6;
+  const rounds = FULL ? 100 : 6;
   for (let round = 0; round < rounds; round++) {
     const child = await JournalProcess.start({ options, acks });
     expect(child.told.filter((line) => !/no whole record. They are cut off/.test(line)), `round ${round}`).toEqual([]);
