@@ -18,7 +18,7 @@
  * file, is left out, and its number is not given again. What stands behind the last line end of
  * the last file is a write that a kill or a loss of power interrupted: it is told, and cut off.
  */
-import { mkdir } from 'node:fs/promises';
+import { mkdir, stat } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { syncFolder } from './atomic_file.ts';
 import { lockFolder, type FolderLock } from './folder_lock.ts';
@@ -374,12 +374,26 @@ export class Journal {
   }
 }
 
-/** With the names of all folders that it took on the disk. */
+/**
+ * With its parents, each name of which reaches the disk. Not by `mkdir`'s own `recursive`: that asks
+ * for ever (Node 20) where a file system says `ENOENT` to making a folder in one that is there, as
+ * `/proc` does.
+ */
 async function makeFolder(folder: string, fsync: JournalOptions['fsync']): Promise<void> {
-  const first = await mkdir(folder, { recursive: true });
-  if (first === undefined || fsync === 'never') return;
-  for (let made = folder; made.length >= first.length; made = dirname(made)) {
-    await syncFolder(dirname(made));
+  if (await isFolder(folder)) return;
+  if (dirname(folder) !== folder) await makeFolder(dirname(folder), fsync);
+  await mkdir(folder).catch(async (error: unknown) => {
+    if (!await isFolder(folder)) throw error; // another was quicker
+  });
+  if (fsync !== 'never') await syncFolder(dirname(folder));
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  try {
+    return (await stat(path)).isDirectory();
+  } catch (error) {
+    ignoreMissing(error as NodeJS.ErrnoException);
+    return false;
   }
 }
 

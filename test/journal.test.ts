@@ -1,6 +1,6 @@
 /** The journal: what was appended is read, in order and bounded; nothing else ever is. */
 import {
-  appendFileSync, mkdirSync, readFileSync, rmSync, statSync, symlinkSync, truncateSync, writeFileSync,
+  appendFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, symlinkSync, truncateSync, writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import { crc32 as crcOfZlib } from 'node:zlib';
@@ -369,6 +369,10 @@ describe('Journal', () => {
     const folder = newFolder();
     writeFileSync(join(folder, 'file'), '');
     await expect(Journal.open({ folder: join(folder, 'file') })).rejects.toThrow(/^Cannot open the journal in .*EEXIST/);
+    await expect(Journal.open({ folder: join(folder, 'file', 'in', 'it') })).rejects.toThrow(/^Cannot open .*ENOTDIR/);
+    if (existsSync('/proc/self')) { // which says ENOENT to mkdir, though it is there
+      await expect(Journal.open({ folder: '/proc/none/such' })).rejects.toThrow(/^Cannot open .*ENOENT/);
+    }
     mkdirSync(join(folder, 'journal-0000000000000000.log'));
     await expect(Journal.open({ folder })).rejects.toThrow(/^Cannot open ".*0.log": it is .* a folder/);
     symlinkSync(join(folder, 'file'), join(folder, 'linked-0000000000000000.log'));
