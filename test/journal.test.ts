@@ -164,7 +164,8 @@ describe('Journal', () => {
     expect([told, count]).toEqual([[], TEXTS.length]);
   });
 
-  it.each(['always', 'interval', 'never'] as const)('with fsync %s tells numbers at the call, acknowledges together', async (fsync) => {
+  it.each(['always', 'interval', 'never'] as const)('with fsync %s tells numbers at the call, ' +
+    'acknowledges together', async (fsync) => {
     await withJournal({ folder: newFolder(), fsync, intervalMs: 1 }, async (journal) => {
       const first = journal.append('a');
       expect(journal.count).toBe(1);
@@ -274,7 +275,8 @@ describe('Journal', () => {
       return told;
     };
     writeFileSync(file(0), lines); // was moved away with a group that could not be taken back, and put back
-    expect(await expectAll('zero', 'one', 'two', 'three')).toEqual([expect.stringMatching(/damaged; no record is missing/)]);
+    expect(await expectAll('zero', 'one', 'two', 'three'))
+      .toEqual([expect.stringMatching(/damaged; no record is missing/)]);
     const split = Buffer.from(lines.subarray(0, third));
     split[second + 12] = 0x0a; // one bad line becomes two
     writeFileSync(file(0), split);
@@ -368,7 +370,8 @@ describe('Journal', () => {
   it('tells in one line why it cannot start', async () => {
     const folder = newFolder();
     writeFileSync(join(folder, 'file'), '');
-    await expect(Journal.open({ folder: join(folder, 'file') })).rejects.toThrow(/^Cannot open the journal in .*EEXIST/);
+    await expect(Journal.open({ folder: join(folder, 'file') }))
+      .rejects.toThrow(/^Cannot open the journal in .*EEXIST/);
     await expect(Journal.open({ folder: join(folder, 'file', 'in', 'it') })).rejects.toThrow(/^Cannot open .*ENOTDIR/);
     if (existsSync('/proc/self')) { // which says ENOENT to mkdir, though it is there
       await expect(Journal.open({ folder: '/proc/none/such' })).rejects.toThrow(/^Cannot open .*ENOENT/);
@@ -382,7 +385,8 @@ describe('Journal', () => {
     }
     await expect(Journal.open({ folder, fsync: 'sometimes' as 'never' })).rejects.toThrow(/Cannot use fsync/);
     await expect(Journal.open({ folder, maxSegmentBytes: 0 })).rejects.toThrow(RangeError);
-    await expect(withJournal({ folder: newFolder() }, (journal) => journal.append(7 as never))).rejects.toThrow(TypeError);
+    await expect(withJournal({ folder: newFolder() }, (journal) => journal.append(7 as never)))
+      .rejects.toThrow(TypeError);
   });
 
   it('starts with what each step of beginning a new file leaves behind', async () => {
@@ -418,7 +422,8 @@ describe('Journal', () => {
     }, inject);
     rmSync(output);
     await JournalProcess.with({ options }, async () => {
-      expect(readFileSync(output, 'latin1')).toMatch(/fdatasync\([^]* fsync\(/); // what the killed one left, and its name
+      expect(readFileSync(output, 'latin1'))
+        .toMatch(/fdatasync\([^]* fsync\(/); // what the killed one left, and its name
     }, inject);
   });
 

@@ -23,7 +23,8 @@ async function written(texts: readonly string[]): Promise<{ folder: string; file
   return { folder, file, bytes: readFileSync(file) };
 }
 
-fault('E02', 'a journal of 50 events cut at every byte: the whole ones are there, appends outlast the next start', async () => {
+fault('E02', 'a journal of 50 events cut at every byte: the whole ones are there, appends outlast ' +
+  'the next start', async () => {
   const texts = range(50).map((at) => JSON.stringify({ at, text: at % 5 === 0 ? 'two\nlines ☃' : 'x'.repeat(at % 23) }));
   const { folder, file, bytes } = await written(texts);
   const starts = lineStarts(bytes);
@@ -44,7 +45,8 @@ fault('E02', 'a journal of 50 events cut at every byte: the whole ones are there
   }
 });
 
-fault('E03', 'each bit of a record flipped: never served as good, told with its offset, the others served', async () => {
+fault('E03', 'each bit of a record flipped: never served as good, told with its offset, the others ' +
+  'served', async () => {
   const texts = range(4).map((at) => `{"at":${1_763_735_723_000 + at},"text":"event ☃ ${at}"}`);
   const { folder, file, bytes } = await written(texts);
   const starts = lineStarts(bytes);
@@ -121,7 +123,8 @@ for (const fsync of ['always', 'interval', 'never'] as const) {
         const number = first === undefined ? 20 : 21;
         expect(await journal.read(number, 9)).toEqual([{ number, text: 'later' }]);
       });
-      if (name !== 'written to by another') expect(told.join('\n')).toMatch(/The journal lost .*-0000000000000020.log" was begun/);
+      if (name !== 'written to by another') expect(told.join('\n'))
+        .toMatch(/The journal lost .*-0000000000000020.log" was begun/);
       const { texts, count } = await found(folder);
       expect([...texts].at(-1), name).toEqual([count - 1, 'later']);
       expect(count, name).toBe([...texts.values()].includes('after') ? 22 : 21);
@@ -129,7 +132,8 @@ for (const fsync of ['always', 'interval', 'never'] as const) {
   });
 }
 
-fault('E10', 'the same under load: what is acknowledged after it survives kill -9, nothing is there twice', async () => {
+fault('E10', 'the same under load: what is acknowledged after it survives kill -9, nothing is there ' +
+  'twice', async () => {
   for (const [name, happens] of some(Object.entries(MISHAPS), 3)) {
     const folder = newFolder();
     const child = await JournalProcess.start({ options: { folder }, acks: join(newFolder(), 'acks') });
@@ -156,7 +160,8 @@ fault('E10', 'the folder moved away under a journal: an error, until it is back'
     expect(await child.append(['before'])).toEqual([{ number: 0 }]);
     renameSync(folder, `${folder}.moved`);
     const gone = await child.append(['lost', 'lost too']);
-    for (const { error } of gone) expect(error).toMatch(/^Cannot append to the journal in ".*": .*no longer there|moved or removed/);
+    for (const { error } of gone) expect(error)
+      .toMatch(/^Cannot append to the journal in ".*": .*no longer there|moved or removed/);
     mkdirSync(folder); // a new folder isn't this one: another may have taken it
     expect((await child.append(['lost']))[0]?.error).toMatch(/its folder or lock was moved or removed/);
     expect(segmentsOf(folder)).toEqual([]);

@@ -26,7 +26,8 @@ async function check(folder: string, texts: readonly string[], outcomes: readonl
   expect(start.told).toEqual([]);
 }
 
-fault('E05', 'a journal that reaches RLIMIT_FSIZE: rejected, nothing torn, works again once it may write more', async () => {
+fault('E05', 'a journal that reaches RLIMIT_FSIZE: rejected, nothing torn, works again once it may ' +
+  'write more', async () => {
   const folder = newFolder();
   const texts = range(60).map((at) => `text ${at} ${'.'.repeat(40)}`);
   await JournalProcess.with({ options: { folder } }, async (child) => {
@@ -91,7 +92,8 @@ fault.unless(noStrace, 'E06', 'a write that gives EIO: not acknowledged, not sto
   }, inject);
 });
 
-fault.unless(noStrace, 'E06', 'a sync that gives EIO: nothing acknowledged before the file is opened anew and checked', async () => {
+fault.unless(noStrace, 'E06', 'a sync that gives EIO: nothing acknowledged before the file is opened ' +
+  'anew and checked', async () => {
   const folder = newFolder();
   const output = join(newFolder(), 'trace');
   const texts = range(6).map((at) => `text ${at}`);
@@ -104,12 +106,15 @@ fault.unless(noStrace, 'E06', 'a sync that gives EIO: nothing acknowledged befor
     await check(folder, texts, outcomes);
   }, inject);
   const calls = [...readFileSync(output, 'latin1').matchAll(/^\d+ (\w+)\(.*? = (-?\d+)/gm)].map(([, call, result]) =>
-    `${call}${call === 'fdatasync' ? ` ${result}` : ''}`).filter((call) => /^(?:open|ftruncate|fdatasync|write)/.test(call));
+    `${call}${call === 'fdatasync' ? ` ${result}` : ''}`)
+      .filter((call) => /^(?:open|ftruncate|fdatasync|write)/.test(call));
   const failed = calls.indexOf('fdatasync -1');
-  expect(calls.slice(failed + 1, failed + 7)).toEqual(['ftruncate', 'openat', 'openat', 'openat', 'fdatasync 0', 'write']);
+  expect(calls.slice(failed + 1, failed + 7))
+    .toEqual(['ftruncate', 'openat', 'openat', 'openat', 'fdatasync 0', 'write']);
 });
 
-fault.unless(noStrace, 'E06', 'a sync in the background that gives EIO: what it was for is written and synced again', async () => {
+fault.unless(noStrace, 'E06', 'a sync in the background that gives EIO: what it was for is written ' +
+  'and synced again', async () => {
   const folder = newFolder();
   const output = join(newFolder(), 'trace');
   const inject = traced({ inject: 'fdatasync:error=EIO:when=1', paths: [join(folder, FIRST)], output });
@@ -129,7 +134,8 @@ fault.unless(noStrace, 'E06', 'a sync in the background that gives EIO: what it 
   expect(again?.[2]).toBe(calls[0]?.[2]); // the same bytes as those that were written first
 });
 
-fault.unless(noStrace, 'E06', 'a sync in the background that gives EIO while a write is under way: that is not acknowledged', async () => {
+fault.unless(noStrace, 'E06', 'a sync in the background that gives EIO while a write is under way: ' +
+  'that is not acknowledged', async () => {
   const folder = newFolder();
   const inject = traced({ inject: ['fdatasync:error=EIO:when=1', 'write:delay_enter=150000'], threads: 2,
     paths: [join(folder, FIRST)] });
@@ -202,7 +208,8 @@ fault('E09', 'kill -9 at random moments while files follow each other fast: all 
   expect(segmentsOf(folder).length).toBeGreaterThan(rounds);
 });
 
-fault.unless(noStrace, 'E09', 'kill -9 at each system call on the files of two rotations: all acknowledged, none twice', async () => {
+fault.unless(noStrace, 'E09', 'kill -9 at each system call on the files of two rotations: all ' +
+  'acknowledged, none twice', async () => {
   const own = range(12).map((at) => `text number ${at}`);
   const options = { maxSegmentBytes: 100, fsync: 'always' } as const;
   const run = async (inject?: string) => {
@@ -219,7 +226,8 @@ fault.unless(noStrace, 'E09', 'kill -9 at each system call on the files of two r
   expect(whole.exit.code).toBe(0);
   const calls = [...readFileSync(whole.output, 'latin1').matchAll(/^\d+ (\w+)\(/gm)].map(([, call = '']) => call)
     .filter((call) => /^(?:openat|write|fdatasync|fsync|close)$/.test(call));
-  const steps = calls.map((call, at) => `${call}:signal=KILL:when=${calls.slice(0, at + 1).filter((one) => one === call).length}`);
+  const steps = calls.map((call, at) => `${call}:signal=KILL:when=${calls.slice(0, at + 1)
+    .filter((one) => one === call).length}`);
   expect(new Set(steps).size).toBeGreaterThan(20);
   let killed = 0;
   for (const inject of some([...new Set(steps)], 5)) {
