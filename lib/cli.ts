@@ -62,6 +62,17 @@ const BUILT_INS: Readonly<Record<string, BuiltIn>> = {
     options: { file: { value: 'CSV', help: 'its lines, under the header category,line' } },
     create: async (options) => (await import('../services/life_gen.ts')).createLifeGen(options),
   },
+  calendar: {
+    key: 'CALENDAR',
+    options: {
+      folder: { value: 'FOLDER', help: 'where events are kept; "calendar" unless given' },
+      whitelist: { value: 'A,B', read: readList, help: 'the apps whose events are taken' },
+      'whitelist-file': { value: 'JSON', as: 'whitelistFile', help: 'an array of them; [] admits none' },
+      'allow-quit': { as: 'allowQuit', help: 'let Q from this machine save event_log.json and stop it' },
+      fsync: { value: 'WHEN', help: 'always, interval (of 100 ms, unless given) or never' },
+    },
+    create: async (options) => (await import('../services/calendar.ts')).createCalendar(options),
+  },
 };
 
 const EVERYWHERE: Options = {
@@ -220,6 +231,10 @@ function optionsOf(options: Options, given: Given): Record<string, unknown> {
     .filter(([name]) => given[name] !== undefined)
     .map(([name, { as = name, read = (text: string): unknown => text }]) =>
       [as, typeof given[name] === 'string' ? read(given[name]) : given[name]]));
+}
+
+function readList(text: string): string[] {
+  return text.split(',').map((name) => name.trim());
 }
 
 function parsePort(text: string): number {
