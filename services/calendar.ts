@@ -45,7 +45,7 @@ export const DEFAULT_FOLDER = 'calendar';
 const DEFAULT_WHITELIST = ['TaskTracker', 'FitnessApp', 'HabitTracker'];
 const MAX_ID_LENGTH = 128;
 const PAGE_EVENTS = 1_000;
-const SCANNED_PER_REQUEST = 10_000; // so that a filter which finds little holds up nobody
+const MAX_SCANNED = 10_000; // records for a page, so that a filter which finds little holds up nobody
 const MARGIN_BYTES = 200; // what stands in a reply around its events
 
 const refusal = (error: string): string => JSON.stringify({ status: 400, error });
@@ -94,14 +94,13 @@ class Calendar {
   #recordEnd = ''; #reply = ''; // made once a second
   #written: Promise<void> | undefined; // the newest group of events, which share a write
   #answer: Promise<string> | undefined; // and a reply
-  #isFailing = false;
   /** By the part of the record before the event's name: the record's number, oldest first. */
   readonly #ids = new Map<string, number>();
   readonly #oldestIds = this.#ids.keys(); // one for all time: a new one would pass what was deleted
   /** Of ids whose event is being written. */
   readonly #pending = new Map<string, { name: string; answer: Promise<string> }>();
   #saving: Promise<void> | undefined;
-  #savedCount: number | undefined; // events in the event log, once it was asked for
+  #saved: Saved | undefined; // once it was asked for
 
   constructor(options: CalendarOptions) {
     const { folder = DEFAULT_FOLDER, fsync = 'interval', intervalMs, log = logToStderr } = options;
@@ -114,7 +113,7 @@ class Calendar {
     this.#maxReplyBytes = positive(options, 'maxReplyBytes', 1024 * 1024);
     this.#whitelist = new Map(whitelistOf(options).map((name) =>
       [name, `"clientID":${JSON.stringify(name)},"eventName":`]));
-    this.#journalOptions = { folder, fsync, log, ...(intervalMs !== undefined && { intervalMs }) };
+    this.#journalOptions = { folder, name: 'calendar', fsync, log, ...(intervalMs !== undefined && { intervalMs }) };
   }
 
   /** Reads the journal: the newest time stamp, and the ids that are remembered. */
@@ -153,7 +152,7 @@ class Calendar {
   /** Stops when all is stored that was taken. */
   async stop(): Promise<void> {
     await this.#saving?.catch(() => {});
-    if (this.#savedCount !== undefined) await this.#save(); // what came since
+    if (this.#saved !== undefined) await this.#save(); // what came since
     await this.#journal.close();
   }
 
@@ -208,10 +207,7 @@ class Calendar {
 
     const reply = this.#reply;
     this.#written = written;
-    return this.#answer = written.then(() => {
-      this.#isFailing = false;
-      return reply;
-    }, (error: unknown) => this.#notStored(error));
+    return this.#answer = written.then(() => reply, () => NOT_STORED); // the journal's log tells why
   }
 
   #remember(key: string, number: number): void {
@@ -225,12 +221,6 @@ class Calendar {
     this.#recordEnd = `,"timestamp":"${timestamp}"}`;
     this.#reply = stamped(timestamp);
     this.#answer = undefined;
-  }
-
-  #notStored(error: unknown): string {
-    if (!this.#isFailing) this.#told(error, NOT_STORED); // once, not for each event of a full disk
-    this.#isFailing = true;
-    return NOT_STORED;
   }
 
   #told(error: unknown, reply: string): string {
@@ -253,27 +243,25 @@ class Calendar {
 
   async #page(after: number, only: string): Promise<string> {
     const events: string[] = [];
-    const end = Math.min(this.#journal.count, after + SCANNED_PER_REQUEST);
-    let [cursor, roomBytes] = [after, this.#maxReplyBytes - MARGIN_BYTES];
-    scan: for await (const records of this.#pages(after, end)) {
+    let [cursor, more, scanned, roomBytes] = [after, false, 0, this.#maxReplyBytes - MARGIN_BYTES];
+    scan: for await (const records of this.#pages(after)) {
       for (const { number, text } of records) {
         const event = withoutId(text);
-        if (event.startsWith(only, 1)) {
-          roomBytes -= Buffer.byteLength(event) + 1;
-          if (events.length === PAGE_EVENTS || roomBytes < 0) break scan;
-          events.push(event);
-        }
+        const isWanted = event.startsWith(only, 1);
+        if (isWanted) roomBytes -= Buffer.byteLength(event) + 1;
+        more = ++scanned > MAX_SCANNED || (isWanted && (events.length === PAGE_EVENTS || roomBytes < 0));
+        if (more) break scan;
+        if (isWanted) events.push(event);
         cursor = number + 1;
       }
     }
-    return `{"status":200,"message":"events","events":[${events.join()}],` +
-      `"cursor":${cursor},"more":${cursor < this.#journal.count}}`;
+    return `{"status":200,"message":"events","events":[${events.join()}],"cursor":${cursor},"more":${more}}`;
   }
 
-  /** Records `from` up to, not including, `end`. */
-  async *#pages(from: number, end: number): AsyncGenerator<JournalRecord[]> {
+  /** Pages of all records from one number up to, not including, another. */
+  async *#pages(from: number, end = Infinity, most = PAGE_EVENTS + 1): AsyncGenerator<JournalRecord[]> {
     while (from < end) {
-      const records = await this.#journal.read(from, Math.min(PAGE_EVENTS, end - from));
+      const records = await this.#journal.read(from, Math.min(most, end - from));
       if (records.length === 0) return;
       yield records;
       from = (records.at(-1) as JournalRecord).number + 1;
@@ -285,7 +273,7 @@ class Calendar {
     if (!this.#allowQuit || !context.client.loopback) return QUIT_NOT_ALLOWED;
     try {
       await this.#save();
-      const reply = await this.#farewell(this.#savedCount as number);
+      const reply = await this.#farewell(this.#saved as Saved);
       context.stopServer();
       return reply;
     } catch (error) {
@@ -294,25 +282,27 @@ class Calendar {
   }
 
   /** The reply to `Q`: all events by app, or as many of the newest as it has room for. */
-  async #farewell(count: number): Promise<string> {
+  async #farewell({ end, events: count }: Saved): Promise<string> {
     const byClient = new Map<string, string[]>();
-    let [from, roomBytes] = [count, this.#maxReplyBytes - MARGIN_BYTES];
-    scan: while (from > 0) {
-      const records = await this.#journal.read(Math.max(0, from - PAGE_EVENTS), Math.min(PAGE_EVENTS, from));
-      for (const { number, text } of records.reverse()) {
+    let [roomBytes, isCut] = [this.#maxReplyBytes - MARGIN_BYTES, false];
+    scan: for (let before = end; before > 0; before -= PAGE_EVENTS) {
+      const records: JournalRecord[] = [];
+      const pages = this.#pages(Math.max(0, before - PAGE_EVENTS), before);
+      for await (const page of pages) records.push(...page);
+      for (const { text } of records.reverse()) {
         const { client, event } = partsOf(text);
         const events = byClient.get(client) ?? [];
         roomBytes -= Buffer.byteLength(event) + 1;
         if (events.length === 0) roomBytes -= Buffer.byteLength(client) + 4;
-        if (roomBytes < 0) break scan;
+        isCut = roomBytes < 0;
+        if (isCut) break scan;
         byClient.set(client, events);
         events.push(event);
-        from = number;
       }
     }
     const lists = Array.from(byClient, ([client, events]) => `${client}:[${events.reverse().join()}]`);
     return `{"status":200,"message":"bye","count":${count},"events":{${lists.join()}}` +
-      `${from > 0 ? ',"truncated":true' : ''}}`;
+      `${isCut ? ',"truncated":true' : ''}}`;
   }
 
   /** Brings `event_log.json` up to date. */
@@ -321,35 +311,41 @@ class Calendar {
   }
 
   async #writeLog(): Promise<void> {
-    await this.#written?.catch(() => {}); // what was taken before
-    const { count } = this.#journal;
-    if (count === this.#savedCount) return;
-    await writeFileAtomically(join(this.#folder, 'event_log.json'), this.#eventLog(count));
-    this.#savedCount = count;
+    const end = this.#journal.count;
+    await this.#written?.catch(() => {}); // so that all before `end` is stored
+    if (end === this.#saved?.end) return;
+    const counts = new Map<string, number>(); // by app; the whitelist may have been another before
+    for await (const records of this.#pages(0, end, Infinity)) {
+      for (const { text } of records) {
+        const { client } = partsOf(text);
+        counts.set(client, (counts.get(client) ?? 0) + 1);
+      }
+    }
+    const log = this.#eventLog([...counts.keys()], end);
+    await writeFileAtomically(join(this.#folder, 'event_log.json'), log);
+    this.#saved = { end, events: [...counts.values()].reduce((sum, count) => sum + count, 0) };
   }
 
-  /** JSON as in the reply to `Q`: `{"TaskTracker":[{…},…],…}`. Read again for each app, and never held. */
-  async *#eventLog(count: number): AsyncGenerator<string> {
-    const clients = new Set<string>(); // of the journal: the whitelist may have been another
-    for await (const records of this.#pages(0, count)) {
-      for (const { text } of records) clients.add(partsOf(text).client);
-    }
-    let before = '{';
-    for (const client of clients) {
-      yield `${before}${client}:[`;
+  /** JSON as in the reply to `Q`: `{"TaskTracker":[{…},…],…}`. Read anew for each app, never held. */
+  async *#eventLog(clients: readonly string[], end: number): AsyncGenerator<string> {
+    yield '{';
+    for (const [at, client] of clients.entries()) {
+      yield `${at > 0 ? ',' : ''}${client}:[`;
       let comma = '';
-      for await (const records of this.#pages(0, count)) {
+      for await (const records of this.#pages(0, end, Infinity)) {
         const events = records.map(({ text }) => partsOf(text)).filter((parts) => parts.client === client);
         if (events.length === 0) continue;
         yield `${comma}${events.map(({ event }) => event).join()}`;
         comma = ',';
       }
       yield ']';
-      before = ',';
     }
-    yield clients.size === 0 ? '{}\n' : '}\n';
+    yield '}\n';
   }
 }
+
+/** What is in the event log: events with numbers before `end`, and how many those are. */
+interface Saved { end: number; events: number }
 
 // ------------------------------------------------------------------------------------------ Records
 // A record is JSON: {"id":"u1","clientID":"TaskTracker","eventName":"add.task","timestamp":"…Z"}, its
