@@ -1,5 +1,5 @@
 /** The file that a journal writes to: a group of lines stays in it whole, or not at all. */
-import { constants, lstatSync } from 'node:fs';
+import { constants, lstatSync, write } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
 import type { Segment } from './journal_segment.ts';
 import { openPlainFile } from './plain_file.ts';
@@ -70,7 +70,7 @@ export class JournalWriter {
     const end = begin + bytes;
     try {
       for (let done = 0; done < bytes;) { // a system may take less than it was given
-        done += (await this.#file.write(lines, done, bytes - done, begin + done)).bytesWritten;
+        done += await writeSome(this.#file.fd, lines, done, bytes - done, begin + done);
       }
       if (sync) await this.#sync(end);
       this.#checkPlace(end);
@@ -139,7 +139,7 @@ export class JournalWriter {
       for (let at = this.#syncedBytes; at < segment.bytes;) {
         const { bytesRead } = await file.read(buffer, 0, Math.min(COPY_BYTES, segment.bytes - at), at);
         for (let done = 0; done < bytesRead;) {
-          done += (await file.write(buffer, done, bytesRead - done, at + done)).bytesWritten;
+          done += await writeSome(file.fd, buffer, done, bytesRead - done, at + done);
         }
         at += bytesRead;
       }
@@ -170,6 +170,18 @@ export class JournalWriter {
     await this.#syncing.catch(() => {});
     await this.#file.close();
   }
+}
+
+/** As `FileHandle.write`, which costs 5 µs more of the main thread. Resolves with what was taken. */
+function writeSome(
+  file: number, bytes: Buffer, offset: number, length: number, position: number,
+): Promise<number> {
+  return new Promise((resolve, reject) => {
+    write(file, bytes, offset, length, position, (error, taken) => {
+      if (error === null && taken > 0) resolve(taken);
+      else reject(error ?? new Error('the file took no byte'));
+    });
+  });
 }
 
 function identityOf({ dev, ino }: { dev: number; ino: number }): string {
