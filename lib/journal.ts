@@ -19,7 +19,7 @@
  * is a write that a crash interrupted, nobody was told of it: it is cut off.
  */
 import { mkdir } from 'node:fs/promises';
-import { resolve } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { syncFolder } from './atomic_file.ts';
 import { lockFolder, type FolderLock } from './folder_lock.ts';
 import { lineOf, MAX_LINE_BYTES, seal, textOf, type Damage } from './journal_records.ts';
@@ -79,7 +79,7 @@ export class Journal {
   readonly #log: Log;
   readonly #lock: FolderLock;
   readonly #segments: Segment[] = [];
-  #writer!: JournalWriter; // open() sets it
+  #writer!: JournalWriter; // set by #start
   #storedCount = 0;
   #count = 0;
   #waiting: Group | undefined;
@@ -114,7 +114,7 @@ export class Journal {
       throw new RangeError(`Cannot use fsync "${fsync}": expected "always", "interval" or "never"`);
     }
     try {
-      await mkdir(folder, { recursive: true });
+      await makeFolder(resolve(folder), fsync);
       const lock = await lockFolder(folder, { name: `.${name}.lock` });
       try {
         const journal = new Journal(options, lock);
@@ -238,7 +238,7 @@ export class Journal {
       }, buffer);
       reader.end();
       next = reader.next;
-      segment.bytes = reader.offset;
+      segment.bytes = reader.endOfLines;
       if (foundBytes > segment.bytes) {
         const way = segment === found.at(-1) ? 'cut off' : 'left out';
         this.#log('warn', `Cannot read "${segment.path}" from byte ${segment.bytes} on: its last ` +
@@ -250,6 +250,14 @@ export class Journal {
     this.#count = this.#storedCount = next;
     const last = this.#segments.at(-1);
     this.#writer = last === undefined ? await this.#createSegment() : await JournalWriter.open(last);
+    if (last === undefined || this.#fsync === 'never') return;
+    try {
+      await this.#writer.sync(); // a killed process may have left it to the system
+      await syncFolder(this.#folder);
+    } catch (error) {
+      await this.#writer.close();
+      throw error;
+    }
   }
 
   // ------------------------------------------------------------------------------- Group commit
@@ -282,7 +290,7 @@ export class Journal {
     let number = group.first;
     seal(lines, bytes, (start) => segment.mark(number++, segment.bytes + start));
     await this.#writer.append(lines, bytes, this.#fsync === 'always');
-    if (this.#fsync === 'interval') this.#timer ??= setTimeout(() => this.#syncSoon(), this.#intervalMs).unref();
+    if (this.#fsync === 'interval') this.#syncSoon();
   }
 
   /** Sees to a file that can take a group: mended, or a new one. */
@@ -293,9 +301,6 @@ export class Journal {
       if (!await this.#lock.isInPlace()) {
         throw new Error('its folder or lock was moved or removed. Put it back, or start anew');
       }
-      if (first === this.#storedCount) this.#segments.pop();
-      this.#log('error', `The journal lost "${path}", which something else moved, removed or ` +
-        `changed: a start may not find records ${first} to ${this.#storedCount - 1}. A new file is begun`);
     } else if (writer.doubt !== undefined) {
       return writer.repair();
     } else if (bytes < this.#maxSegmentBytes) {
@@ -304,6 +309,11 @@ export class Journal {
       await writer.sync();
     }
     this.#writer = await this.#createSegment();
+    if (writer.isLost) {
+      this.#log('error', `The journal lost "${path}", which something else moved, removed or ` +
+        `changed: a start may not find records from number ${first} on. ` +
+        `"${this.#writer.segment.path}" was begun`);
+    }
     await writer.close().catch(() => {}); // all in it was synced, or is lost
   }
 
@@ -316,13 +326,23 @@ export class Journal {
       await writer.close();
       throw error;
     }
+    if (this.#segments.at(-1)?.first === segment.first) this.#segments.pop(); // it was lost
     this.#segments.push(segment);
     return writer;
   }
 
+  /** One sync at a time, however long it takes. */
   #syncSoon(): void {
-    this.#timer = undefined;
-    this.#writer.sync().catch((error) => this.#tellFailure(error));
+    this.#timer ??= setTimeout(async () => {
+      try {
+        await this.#writer.sync();
+      } catch (error) {
+        this.#tellFailure(error);
+      }
+      this.#timer = undefined;
+      const { isSynced, doubt } = this.#writer;
+      if (!isSynced && doubt === undefined && this.#closing === undefined) this.#syncSoon();
+    }, this.#intervalMs).unref();
   }
 
   #fail(group: Group, cause: unknown): void {
@@ -343,6 +363,15 @@ export class Journal {
   #problem(why: string, cause?: unknown): Error {
     return new Error(`Cannot append to the journal in "${this.#folder}": ${why}`,
       cause === undefined ? undefined : { cause });
+  }
+}
+
+/** With the names of all folders that it took on the disk. */
+async function makeFolder(folder: string, fsync: JournalOptions['fsync']): Promise<void> {
+  const first = await mkdir(folder, { recursive: true });
+  if (first === undefined || fsync === 'never') return;
+  for (let made = folder; made.length >= first.length; made = dirname(made)) {
+    await syncFolder(dirname(made));
   }
 }
 

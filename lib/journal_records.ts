@@ -67,8 +67,10 @@ export interface RecordSink {
 export class RecordReader {
   /** The number that comes next, after those read and those that are lost. */
   next: number;
-  /** Offset of the first byte that is not dealt with: a line's start, unless one was far too long. */
+  /** Offset of the first byte that is not dealt with. */
   offset: number;
+  /** Offset behind the last line feed. What follows is no whole line. */
+  endOfLines: number;
   readonly #sink: RecordSink;
   #badOffset = -1; // of damage not told yet, since it may go on
   #badLines = 0;
@@ -76,7 +78,7 @@ export class RecordReader {
 
   constructor(next: number, offset: number, sink: RecordSink) {
     this.next = next;
-    this.offset = offset;
+    this.offset = this.endOfLines = offset;
     this.#sink = sink;
   }
 
@@ -88,7 +90,7 @@ export class RecordReader {
       if (lf === -1 || lf >= end) break;
       if (this.#line(bytes, start, lf)) return true;
       start = lf + 1;
-      this.offset = base + start;
+      this.offset = this.endOfLines = base + start;
     }
     return false;
   }
@@ -134,7 +136,7 @@ export class RecordReader {
     const offset = this.#badOffset === -1 ? this.offset : this.#badOffset;
     const from = this.next;
     this.next = to;
-    const bytes = this.offset - offset;
+    const bytes = this.endOfLines - offset;
     this.#badOffset = -1;
     this.#badLines = 0;
     if (bytes > 0 || to > from) this.#sink.damage({ offset, bytes, from, to });

@@ -61,6 +61,10 @@ export class JournalWriter {
     return this.#isLost;
   }
 
+  get isSynced(): boolean {
+    return this.#syncedBytes === this.segment.bytes;
+  }
+
   /**
    * Appends whole lines. Resolves when they are written, with `sync` to the disk itself, and the file
    * is the one that the next start will read. Rejects when none is in it, or with {@link doubt}.
@@ -101,11 +105,11 @@ export class JournalWriter {
   }
 
   /** Synchronous: 2 µs, and nothing can come between it and what it lets through. */
-  #checkPlace(expectedBytes: number): void {
+  #checkPlace(expectedBytes?: number): void {
     const { path } = this.segment;
     const stat = lstatSync(path, { throwIfNoEntry: false });
     if (stat !== undefined && identityOf(stat) === this.#identity &&
-      stat.size === expectedBytes) return;
+      stat.size === (expectedBytes ?? stat.size)) return;
     this.#isLost = true;
     throw new Error(stat === undefined ? `"${path}" is no longer there`
       : `"${path}" was changed by something else`);
@@ -130,6 +134,7 @@ export class JournalWriter {
   async repair(): Promise<void> {
     const { segment } = this;
     await this.#syncing.catch(() => {});
+    this.#checkPlace(); // another's file must not be cut
     const file = await openPlainFile(segment.path, constants.O_RDWR);
     try {
       await cut(file, segment.bytes);
@@ -162,7 +167,7 @@ export class JournalWriter {
       record: () => {},
       damage: ({ bytes, offset }) => { isSound &&= bytes === 0 && offset === this.#syncedBytes; },
     });
-    if (isSound && reader.offset === segment.bytes) return;
+    if (isSound && reader.endOfLines === segment.bytes) return;
     throw new Error(`"${segment.path}" lost records between bytes ${this.#syncedBytes} and ${segment.bytes}`);
   }
 
