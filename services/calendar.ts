@@ -47,6 +47,7 @@ const MAX_ID_LENGTH = 128;
 const PAGE_EVENTS = 1_000;
 const MAX_SCANNED = 10_000; // records for a page, so that a filter which finds little holds up nobody
 const MARGIN_BYTES = 200; // what stands in a reply around its events
+const WIDEST_ESCAPE_BYTES = 6; // of one byte, as JSON: \u001b
 
 const refusal = (error: string): string => JSON.stringify({ status: 400, error });
 const missing = (field: string): string => refusal(`invalid or missing field: ${field}`);
@@ -65,10 +66,14 @@ type Fields = Readonly<Partial<Record<'action' | 'clientID' | 'eventName' | 'id'
 const NO_FIELDS: Fields = {};
 
 /**
- * Takes JSON, as PROTOCOL and contract of the service tell it:
- * `{"action":"timestamp","clientID":"TaskTracker","eventName":"add.task"}` → its time stamp. With an
- * `"id"` of its own, 128 letters at most, a request makes one event of its app, however often it is
- * sent; each time the reply is the same. An id that comes with another `eventName` is refused.
+ * `{"action":"timestamp","clientID":"TaskTracker","eventName":"add.task"}` → its time stamp, in UTC;
+ * `{"action":"events","clientID":"TaskTracker","after":0}` → events in pages of at most 1,000, of all
+ * apps without `clientID`; ask on with the page's `cursor` in `after` while `more` is true, even
+ * where a page is empty. `{"action":"ping"}` → pong. `Q` → all events, and the end.
+ *
+ * With an `"id"` of its own, 128 letters at most, a request makes one event of its app, however often
+ * it is sent; each time the reply is the same. Another `eventName` under that id is refused, since a
+ * 200 would say that it is stored.
  *
  * @throws {Error} The whitelist is named but can't be used, or the folder can't: one sentence.
  */
@@ -108,12 +113,18 @@ class Calendar {
     this.#allowQuit = options.allowQuit === true;
     this.#log = log;
     this.#clock = options.clock ?? Date.now;
-    this.#maxIds = positive(options, 'maxIds', 100_000);
+    this.#maxIds = Math.ceil(positive(options, 'maxIds', 100_000));
     this.#maxEventNameBytes = positive(options, 'maxEventNameBytes', 1_024);
     this.#maxReplyBytes = positive(options, 'maxReplyBytes', 1024 * 1024);
+    const leastBytes = WIDEST_ESCAPE_BYTES * this.#maxEventNameBytes + 1_024;
+    if (this.#maxReplyBytes < leastBytes) {
+      throw new RangeError(`Cannot use maxReplyBytes ${this.#maxReplyBytes}: an event may take ` +
+        `${leastBytes}, expected as many. Raise it, or lower maxEventNameBytes`);
+    }
     this.#whitelist = new Map(whitelistOf(options).map((name) =>
       [name, `"clientID":${JSON.stringify(name)},"eventName":`]));
-    this.#journalOptions = { folder, name: 'calendar', fsync, log, ...(intervalMs !== undefined && { intervalMs }) };
+    this.#journalOptions = { folder, name: 'calendar', fsync, log,
+      ...(intervalMs !== undefined && { intervalMs }) };
   }
 
   /** Reads the journal: the newest time stamp, and the ids that are remembered. */
@@ -152,8 +163,11 @@ class Calendar {
   /** Stops when all is stored that was taken. */
   async stop(): Promise<void> {
     await this.#saving?.catch(() => {});
-    if (this.#saved !== undefined) await this.#save(); // what came since
-    await this.#journal.close();
+    try {
+      if (this.#saved !== undefined) await this.#save(); // what came since
+    } finally {
+      await this.#journal.close();
+    }
   }
 
   // Events in.

@@ -233,14 +233,24 @@ describe('events', () => {
   });
 
   it('fit in a reply', async () => {
-    const maxReplyBytes = 4_000;
+    const maxReplyBytes = 10_000;
     await withCalendar({ maxReplyBytes }, async (ask, { callback }) => {
-      await Promise.all(range(20).map((n) => ask(event(`${n} ${'☃'.repeat(300)}`))));
+      await Promise.all(range(60).map((n) => ask(event(`${n} ${'☃'.repeat(300)}`))));
       const page = await callback('{"action":"events"}', {} as Context) as string;
       expect(Buffer.byteLength(page)).toBeLessThanOrEqual(maxReplyBytes);
       expect(Buffer.byteLength(page)).toBeGreaterThan(maxReplyBytes - 1_300);
-      expect(await allEvents(ask)).toHaveLength(20);
+      expect(await allEvents(ask)).toHaveLength(60);
     });
+  });
+
+  it('fit one at a time, whatever their names', async () => {
+    await withCalendar({ maxReplyBytes: 7_168 }, async (ask, { callback }) => {
+      for (const letter of 'ab') expect(await ask(event(letter + '\x1b'.repeat(1_023)))).toMatchObject({ status: 200 });
+      expect(Buffer.byteLength(await callback('{"action":"events"}', {} as Context) as string)).toBeGreaterThan(6_138);
+      expect(await allEvents(ask)).toHaveLength(2);
+    });
+    const small = createCalendar({ folder: newFolder(), maxReplyBytes: 7_167 });
+    await expect(small).rejects.toThrow(/^Cannot use maxReplyBytes 7167: [^\n]+$/);
   });
 
   it('look at no more than 10,000 at a time for those of one app', async () => {
