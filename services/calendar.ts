@@ -215,7 +215,7 @@ class Calendar {
   /** Appends a record. Events of one group and one second share the promise of their reply. */
   #store(recordStart: string, name: string): Promise<string> {
     const second = Math.floor(this.#clock() / 1000);
-    if (second > this.#second) this.#turnTo(second); // else the clock was set back, or it is the same one
+    if (second > this.#second) this.#turnTo(second); // else it is the same, or was set back
     const written = this.#journal.append(recordStart + name + this.#recordEnd);
     if (written === this.#written && this.#answer !== undefined) return this.#answer;
 
@@ -263,17 +263,21 @@ class Calendar {
         const event = withoutId(text);
         const isWanted = event.startsWith(only, 1);
         if (isWanted) roomBytes -= Buffer.byteLength(event) + 1;
-        more = ++scanned > MAX_SCANNED || (isWanted && (events.length === PAGE_EVENTS || roomBytes < 0));
+        const isFull = isWanted && (events.length === PAGE_EVENTS || roomBytes < 0);
+        more = isFull || ++scanned > MAX_SCANNED;
         if (more) break scan;
         if (isWanted) events.push(event);
         cursor = number + 1;
       }
     }
-    return `{"status":200,"message":"events","events":[${events.join()}],"cursor":${cursor},"more":${more}}`;
+    return `{"status":200,"message":"events","events":[${events.join()}],` +
+      `"cursor":${cursor},"more":${more}}`;
   }
 
   /** Pages of all records from one number up to, not including, another. */
-  async *#pages(from: number, end = Infinity, most = PAGE_EVENTS + 1): AsyncGenerator<JournalRecord[]> {
+  async *#pages(
+    from: number, end = Infinity, most = PAGE_EVENTS + 1,
+  ): AsyncGenerator<JournalRecord[]> {
     while (from < end) {
       const records = await this.#journal.read(from, Math.min(most, end - from));
       if (records.length === 0) return;
@@ -347,9 +351,10 @@ class Calendar {
       yield `${at > 0 ? ',' : ''}${client}:[`;
       let comma = '';
       for await (const records of this.#pages(0, end, Infinity)) {
-        const events = records.map(({ text }) => partsOf(text)).filter((parts) => parts.client === client);
+        const events = records.map(({ text }) => partsOf(text))
+          .filter((parts) => parts.client === client).map(({ event }) => event);
         if (events.length === 0) continue;
-        yield `${comma}${events.map(({ event }) => event).join()}`;
+        yield `${comma}${events.join()}`;
         comma = ',';
       }
       yield ']';

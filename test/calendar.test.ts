@@ -1,13 +1,18 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from 'vitest';
 import { MicroClient, MicroServer } from '../lib/index.ts';
 import type { Context, Service } from '../lib/index.ts';
 import { createCalendar, type CalendarOptions } from '../services/calendar.ts';
+import { within } from './helpers/deadline.ts';
 import { range } from './helpers/ended.ts';
 import { RawClient } from './helpers/raw_client.ts';
 
+const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const root = mkdtempSync(join(tmpdir(), 'portcall-calendar-'));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
 const newFolder = () => mkdtempSync(join(root, 'data-'));
@@ -397,6 +402,45 @@ describe('Q', () => {
       expect(isStopped()).toBe(false);
       expect(await ask(event('y'))).toMatchObject({ status: 200 });
     });
+  });
+});
+
+describe('serve calendar', () => {
+  const serve = (...args: string[]) => spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'serve', 'calendar',
+    '--port', '0', ...args], { cwd: ROOT, stdio: ['ignore', 'pipe', 'pipe'] });
+
+  it('takes its options from the command line, and ends with 0 after Q', async () => {
+    const folder = newFolder();
+    const child = serve('--folder', folder, '--whitelist', 'Own, Other', '--allow-quit', '--fsync', 'always');
+    try {
+      const ended = once(child, 'close');
+      const [line] = await within(15_000, once(child.stdout.setEncoding('utf8'), 'data'), 'that it listens') as [string];
+      const [, port = ''] = /^listening on tcp:\/\/127\.0\.0\.1:(\d+) \(CALENDAR\)\n$/.exec(line) ?? [];
+      await RawClient.with(Number(port), async (raw) => {
+        const lines = [event('x', 'Own'), event('x', 'Other'), event('x')].map((one) => JSON.stringify(one));
+        await raw.write(`${lines.join('\n')}\nQ\n`);
+        const told = (await raw.readLines(4)).map((reply) => JSON.parse(reply) as Told);
+        expect(told.map(({ status }) => status)).toEqual([200, 200, 400, 200]);
+        expect(told[3]).toMatchObject({ message: 'bye', count: 2 });
+      });
+      expect(await within(10_000, ended, 'its end')).toEqual([0, null]);
+      expect(Object.keys(JSON.parse(readFileSync(join(folder, 'event_log.json'), 'utf8')))).toEqual(['Own', 'Other']);
+    } finally {
+      child.kill('SIGKILL');
+    }
+  });
+
+  it.each([
+    { args: ['--whitelist', ''], says: 'whitelist: entry 1 is ""' },
+    { args: ['--whitelist-file', 'none.json'], says: '"none.json"' },
+    { args: ['--fsync', 'sometimes'], says: 'expected "always", "interval" or "never"' },
+  ])('refuses $args in one line', async ({ args, says }) => {
+    const child = serve('--folder', newFolder(), ...args);
+    let stderr = '';
+    child.stderr.setEncoding('utf8').on('data', (text) => { stderr += text; });
+    expect(await within(15_000, once(child, 'close'), 'its end')).toEqual([2, null]);
+    expect(stderr).toMatch(/^Cannot [^\n]+\n$/);
+    expect(stderr).toContain(says);
   });
 });
 
