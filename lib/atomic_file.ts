@@ -1,7 +1,7 @@
 /** Files that are there whole or not at all, through a crash and through a loss of power. */
 import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
-import { open, rename, unlink } from 'node:fs/promises';
+import { open, rename, unlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 
 /**
@@ -11,6 +11,7 @@ import { dirname, join } from 'node:path';
  * A symbolic link at `path` is replaced, not followed. A kill at the wrong moment may leave a file
  * `.tmp.<pid>.<random>` beside it, which nothing reads.
  *
+ * @param data In pieces, if it is too long to be held: each is written before the next is asked for.
  * @param options.mode Permissions of the new file, less the umask. Default 0o666. Those of a file
  *   that is replaced are not kept.
  * @throws {Error} The system's (`ENOSPC`, `EACCES`, …). The old content is untouched and no
@@ -18,15 +19,15 @@ import { dirname, join } from 'node:path';
  *   in place, but may not outlast a loss of power.
  */
 export async function writeFileAtomically(
-  path: string, data: string | Uint8Array, { mode = 0o666 }: { mode?: number } = {},
+  path: string, data: string | Uint8Array | AsyncIterable<string>, { mode = 0o666 }: { mode?: number } = {},
 ): Promise<void> {
   const folder = dirname(path);
   const temporary = temporaryName(folder);
   const file = await open(temporary, 'wx', mode); // O_EXCL: never through a link that lies there
   try {
     try {
-      await file.writeFile(data);
-      await file.sync(); // before the rename: else a loss of power may leave the name without bytes
+      await writeFile(file, data);
+      await file.sync(); // before the rename: else a loss of power could leave the name, but no bytes
     } finally {
       await file.close();
     }

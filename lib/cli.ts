@@ -71,6 +71,17 @@ const BUILT_INS: Readonly<Record<string, BuiltIn>> = {
     },
     create: async (options) => (await import('../services/timer.ts')).createTimer(options),
   },
+  calendar: {
+    key: 'CALENDAR',
+    options: {
+      folder: { value: 'FOLDER', help: 'where events are kept; "calendar" unless given' },
+      whitelist: { value: 'A,B', read: readList, help: 'the apps whose events are taken' },
+      'whitelist-file': { value: 'JSON', as: 'whitelistFile', help: 'an array of them; [] admits none' },
+      'allow-quit': { as: 'allowQuit', help: 'let Q from this machine save event_log.json and stop it' },
+      fsync: { value: 'WHEN', help: 'always, interval (of 100 ms, unless given) or never' },
+    },
+    create: async (options) => (await import('../services/calendar.ts')).createCalendar(options),
+  },
 };
 
 /** What `--dialects` may name, beside lines and frames. */
@@ -259,6 +270,10 @@ function optionsOf(options: Options, given: Given): Record<string, unknown> {
 function parseCount(text: string): number {
   if (/^[1-9]\d{0,8}$/.test(text)) return Number(text);
   throw new Error(`Cannot read "${text}" as a count: expected a whole number from 1 up`);
+}
+
+function readList(text: string): string[] {
+  return text.split(',').map((name) => name.trim());
 }
 
 function parsePort(text: string): number {

@@ -88,7 +88,6 @@ fault('A15', '__proto__, constructor in frames, lines and ports.json', () => mon
   expect(Reflect.ownKeys(Object.prototype).map(String), 'Object.prototype here').toEqual(ownBefore);
   await stillServes(server, { ask: 'fine' });
 }));
-fault.skip('A15', 'not built yet', '__proto__ and constructor in requests to calendar');
 
 fault('A16', 'frame ids that are pending, or none', () => monitored(server, {}, async () => {
   const slow = JSON.stringify({ waitMs: 200, reply: 'slow' });
