@@ -112,9 +112,8 @@ export class MicroClient {
     if (refusal !== undefined) return call.reject(refusal);
     const link = this.#link;
     if (link === undefined || !link.outbox.isScheduled) this.#tickAt = now();
-    call.deadline = this.#tickAt + timeoutMs; call.limitMs = timeoutMs;
+    call.deadline = this.#tickAt + timeoutMs; call.limitMs = timeoutMs; call.id = id;
     if (timeoutMs !== this.#options.timeoutMs) call.timeoutMs = Math.ceil(timeoutMs);
-    call.id = id;
     if (signal !== undefined) {
       const onAbort = () => this.#giveUp(call, 'ABORTED', 'the caller aborted it', signal.reason);
       signal.addEventListener('abort', onAbort);
@@ -393,8 +392,7 @@ export class MicroError extends Error {
   readonly retryAfterMs: number | undefined; // where the server said when to try again
   constructor(code: ErrorCode, message: string, { outcome, retryAfterMs, cause }: Partial<MicroError> = {}) {
     super(message, cause === undefined ? undefined : { cause });
-    this.code = code;
-    this.outcome = outcome ?? ERRORS[code].outcome; this.retryAfterMs = retryAfterMs;
+    this.code = code; this.outcome = outcome ?? ERRORS[code].outcome; this.retryAfterMs = retryAfterMs;
   }
 }
 
@@ -426,6 +424,7 @@ export interface CodecOptions {
   side: 'accepted' | 'dialled'; // who dialled speaks first
   role: 'server' | 'client'; // who takes requests, who replies; either may have dialled
   maxMessageBytes: number; hello?: Readonly<Record<string, string>>; // what to say of oneself, in a greeting
+  lines?(): LineCodec; // of a server: what its lines are read by, for a dialect that shares connections with them
 }
 /** One connection's state. Never throws; a chunk is lent, so that what is kept of it is copied. */
 export interface Codec {
@@ -445,6 +444,7 @@ export interface Sink {
   command?(line: string, tag: Tag): void; // for the server itself: `$ping`
   error(code: ErrorCode, text: string, tag?: Tag): void; // what can't be used; the connection goes on
   write(bytes: Body): void;
+  finish?(): void; // the peer asks no more: it ends once all is answered
   close(last?: MicroError | Body): void; // it ends with these bytes, or with the error in the dialect's words
 }
 /** How bytes travel: a file each in `transports/`, exporting `transport`. Tcp, and dialling ipc, are in the core. */
@@ -526,11 +526,8 @@ export abstract class LineCodec implements Codec {
     }
     piece.copy(this.#held, this.heldBytes); this.heldBytes = bytes;
   }
-  #take(): Buffer {
-    const taken = this.#held.subarray(0, this.heldBytes);
-    [this.#held, this.heldBytes] = [EMPTY, 0];
-    return taken;
-  }
+  get held(): Buffer { return this.#held.subarray(0, this.heldBytes); } // the unfinished line so far, lent
+  #take(): Buffer { const taken = this.held; [this.#held, this.heldBytes] = [EMPTY, 0]; return taken; }
   protected tooLarge(head: string, sink: Sink): void {
     this.bad('MESSAGE_TOO_LARGE', `Cannot read a message of over ${this.max} bytes`, head, sink);
   }
@@ -763,6 +760,8 @@ export function textOf(error: unknown): string {
 /** What may stand in one line: no line break, no control character, 4,096 letters at most. */
 export const oneLine = (text: string): string =>
   Buffer.from(text.slice(0, 4096).replace(/[\p{Cc}\p{Zl}\p{Zp}]+/gu, ' ')).toString();
+export const errorText = ({ code, message, retryAfterMs: ms }: MicroError): string => // for who reads no frames
+  `ERR ${code} ${ms === undefined ? oneLine(message) : `retry after ${ms} ms`}`;
 /** A value as messages show it: on one line, cut, with nothing that could steer a terminal. */
 export function quoted(value: unknown): string {
   const text = typeof value === 'string' ? JSON.stringify(value.slice(0, 200))

@@ -11,7 +11,7 @@ import { createServer, type AddressInfo, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { setImmediate as turn } from 'node:timers/promises';
 import {
-  Alarm, LineCodec, MicroError, Outbox, checkSetUp, exceeds, frames, isWellFormed, loadBeside, loadTransport,
+  Alarm, LineCodec, MicroError, Outbox, checkSetUp, errorText, exceeds, frames, isWellFormed, loadBeside, loadTransport,
   logToStderr, now, oneLine, positive, quoted, resolveAddress, textOf,
   type Address, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind, type Log, type Message,
   type Ports, type Sink, type Tag, type Transport, type Value,
@@ -199,9 +199,7 @@ class Hub {
     const { limits } = this;
     for (const name of Object.keys(limits) as (keyof Limits)[]) limits[name] = positive(options, name, limits[name]);
     limits.maxConnections = Math.min(limits.maxConnections, Math.max(8, openFilesLimit() - 64));
-    this.service = service;
-    this.options = options;
-    this.stopServer = stopServer;
+    this.service = service; this.options = options; this.stopServer = stopServer;
     this.log = options.log ?? logToStderr;
     this.dialects = [...options.dialects ?? service.dialects ?? [], frames(), lines()];
   }
@@ -272,16 +270,13 @@ class Connection implements Sink {
   #handled = 0; // of them, answered at once
   #now = now(); // when it began
   #partialBytes = 0; #partialSince = 0; // of an unfinished message
-  #unauthorizedBytes = 0; #errors = 0;
+  #unauthorizedBytes = 0; #errors = 0; #silence: NodeJS.Timeout | undefined; // of the peer, that its codec waits for
   #isAuthorized: boolean;
   #isMet = false; #isPumping = false; // the service was told of the client; a turn is due
   #isPaused = false; #isFlooded = false; // is not read; does not read
   constructor(hub: Hub, duplex: Duplex, how: ServeOptions = AS_TOLD, refusal?: MicroError) {
-    this.hub = hub;
-    this.#duplex = duplex;
+    this.hub = hub; this.#duplex = duplex; this.#how = how; this.#refusal = refusal;
     this.#outbox = new Outbox(duplex, this);
-    this.#how = how;
-    this.#refusal = refusal;
     this.#isAuthorized = how.side === 'dialled' || hub.options.token === undefined;
     hub.connections.add(this);
     duplex.on('data', (chunk: Buffer) => this.#receive(chunk)).on('end', () => this.#ended());
@@ -310,7 +305,20 @@ class Connection implements Sink {
     if (isFirst) this.#outbox.release();
     if (!this.#isAuthorized && (this.#unauthorizedBytes += chunk.length) > most) this.#endAt('maxUnauthorizedBytes',
       'MESSAGE_TOO_LARGE', `Cannot read over ${most} bytes before the token. Send it first`);
+    if (this.#codec?.idleMs !== undefined) this.#awaitSilence(this.#codec);
     this.#rest();
+  }
+  /** The codec decides once the peer, not this side, was silent: with nothing left unread, and not while paused. */
+  #awaitSilence(codec: Codec): void {
+    const ms = codec.idleMs?.();
+    const timer = ms === undefined ? undefined : setTimeout(() => setImmediate(() => {
+      if (this.#silence !== timer || this.#state !== 'open') return;
+      if (this.#isPaused) return this.#awaitSilence(codec);
+      this.#now = now();
+      codec.idle?.(this);
+      this.#rest();
+    }), ms).unref();
+    clearTimeout(this.#silence); this.#silence = timer;
   }
   /** Tells the dialect by the first bytes; gives them back once it is known. */
   #sniff(chunk: Buffer, isAll: boolean): Buffer | undefined {
@@ -329,7 +337,8 @@ class Connection implements Sink {
     const { limits: { maxMessageBytes }, options: { dedupe = 0 } } = this.hub;
     const hello = { max: String(maxMessageBytes), ...(dedupe > 0 && { dedupe: String(dedupe) }), ...this.#how.hello };
     this.#dialect = dialect;
-    this.#codec = dialect.open({ side: this.#how.side ?? 'accepted', role: 'server', maxMessageBytes, hello });
+    this.#codec = dialect.open({ side: this.#how.side ?? 'accepted', role: 'server', maxMessageBytes, hello,
+      lines: () => new PlainCodec(maxMessageBytes) });
     this.#codec.start?.(this);
   }
   /** The peer's FIN: a half-close. What it asked is still answered. */
@@ -337,7 +346,7 @@ class Connection implements Sink {
     if (this.#state !== 'open') return;
     if (this.#head !== undefined) this.#receive(EMPTY, true);
     this.#codec?.end?.(this);
-    this.#finish();
+    this.finish();
     this.#rest();
     this.#ping(); // a reset comes back where nobody is left,
     setTimeout(() => this.#ping(), 30).unref(); // and is seen when it is written to again
@@ -509,7 +518,7 @@ class Connection implements Sink {
       }
     }
     if (request.next === 'stopServer') this.hub.stopServer();
-    if (request.next === 'close' || this.#state === 'ending') this.#finish();
+    if (request.next === 'close' || this.#state === 'ending') this.finish();
     if (this.#held !== undefined) this.#pumpSoon();
   }
   #encode(kind: Kind, body: Answer[1], message?: Message): void {
@@ -558,8 +567,7 @@ class Connection implements Sink {
   #pump(): void {
     const held = this.#held ?? [];
     let at = 0;
-    this.#isPumping = false;
-    this.#now = now();
+    this.#isPumping = false; this.#now = now();
     this.#turn = this.hub.limits.maxLinesPerTick;
     while (at < held.length && this.#held === held && this.#turn > 0 && !this.#isFull()) this.#dispatch(held[at++]!);
     held.splice(0, at);
@@ -578,7 +586,7 @@ class Connection implements Sink {
     }
     this.#partialBytes = bytes;
     if (this.#held !== undefined && !this.#isFull()) this.#pumpSoon();
-    else if (this.#state === 'ending') this.#finish();
+    else if (this.#state === 'ending') this.finish();
     const isPaused = this.#held !== undefined && (this.#held.length > MAX_HELD.messages ||
       this.#held.reduce((sum, { text }) => sum + text.length, 0) > MAX_HELD.bytes ||
       this.#duplex.writableLength > maxOutputBytes / 4);
@@ -623,16 +631,16 @@ class Connection implements Sink {
 
   // The end.
   /** Takes no more, answers what it has, then closes. */
-  #finish(): void {
+  finish(): void {
     if (this.#state === 'over') return;
     this.#state = 'ending';
     if (this.inFlight === 0 && this.#held === undefined) this.#linger(LINGER_MS.drained);
   }
   drain(): void {
     const draining = this.#codec?.control?.('draining');
-    if (draining === undefined || this.#state !== 'open') return this.#finish();
+    if (draining === undefined || this.#state !== 'open') return this.finish();
     this.write(draining);
-    setTimeout(() => this.#finish(), LINGER_MS.draining); // what the peer asked before it read that is refused
+    setTimeout(() => this.finish(), LINGER_MS.draining); // what the peer asked before it read that is refused
   }
   /** The end of a drain: what is still in flight is answered with an error. */
   cutOff(): void {
@@ -644,8 +652,7 @@ class Connection implements Sink {
   #linger(ms: number): void {
     if (this.#state === 'over') return;
     this.#state = 'over';
-    this.#outbox.flush();
-    this.#duplex.end();
+    this.#outbox.flush(); this.#duplex.end();
     this.flooded();
     this.#duplex.resume();
     setTimeout(() => this.#duplex.end(() => this.#duplex.destroy()), ms).unref(); // once all is written
@@ -682,10 +689,8 @@ class Request implements Context {
   credit: (parts: number) => void = NOTHING_TO_DO;
   controller: AbortController | undefined = undefined;
   constructor(connection: Connection, message: Message, limitMs: number, since: number) {
-    this.connection = connection;
-    this.message = message;
-    this.limitMs = limitMs;
-    this.since = since;
+    this.connection = connection; this.message = message;
+    this.limitMs = limitMs; this.since = since;
   }
   get signal(): AbortSignal { return (this.controller ??= new AbortController()).signal; }
   get deadline(): number { return Date.now() + this.limitMs - (now() - this.since); }
@@ -697,8 +702,7 @@ class Request implements Context {
   settle(): void {
     this.isSettled = true;
     this.dueAt = Infinity; // though its turn may not have come
-    this.wake();
-    this.leave();
+    this.wake(); this.leave();
   }
 }
 
@@ -721,10 +725,7 @@ class PlainCodec extends LineCodec {
   request({ text }: Message): string { return `${text}\n`; }
   encode(kind: Kind, body: Body | readonly Body[] | MicroError): string {
     if (kind === 'end') return '\n';
-    if (body instanceof MicroError) {
-      const { code, message, retryAfterMs } = body;
-      return `ERR ${code} ${retryAfterMs === undefined ? oneLine(message) : `retry after ${retryAfterMs} ms`}\n`;
-    }
+    if (body instanceof MicroError) return `${errorText(body)}\n`;
     const text = body as string;
     if (kind === 'part' && text === '') return '\\e\n';
     return `${text.includes('\n') ? text.replaceAll('\n', '\\n') : text}\n`;
