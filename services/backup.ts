@@ -3,8 +3,9 @@ import { statSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import type { Context, Service } from '../lib/index.ts';
+import { raw } from '../lib/dialects/raw.ts';
 import { BackupFolder, type Backup, type GoodBackup } from '../lib/backup_folder.ts';
-import { identityOf, kindOf } from '../lib/plain_file.ts';
+import { identityOf, kindOf, openPlainFile } from '../lib/plain_file.ts';
 import { checkKeep, type Keep } from '../lib/retention.ts';
 import { Schedule, type Clock } from '../lib/schedule.ts';
 import { copyVerified } from '../lib/verified_copy.ts';
@@ -33,7 +34,7 @@ export interface BackupService extends Service {
   readonly ready: Promise<void>;
 }
 
-type Outcome = 'made' | 'unchanged' | `Cannot ${string}`;
+type Outcome = 'made' | 'unchanged' | Error;
 
 /** Past it `list` and `verify` name the newest only: a reply has a limit. */
 const MOST_TOLD = 1_000;
@@ -58,7 +59,7 @@ export function createBackup(options: BackupOptions): BackupService {
     revert: async () => (await engine.newest())?.path ?? 'No backup found.',
     async backup() {
       const outcome = await engine.backUp();
-      return outcome.startsWith('Cannot ') ? `Backup failed: ${outcome}` : 'Backup completed';
+      return outcome instanceof Error ? `Backup failed: ${outcome.message}` : 'Backup completed';
     },
     list: async () => JSON.stringify((await engine.good()).map(told)),
     status: async () => JSON.stringify(await engine.status()),
@@ -68,7 +69,10 @@ export function createBackup(options: BackupOptions): BackupService {
       return null;
     },
   };
+  const byMessage = new Map(Object.entries(commands).flatMap(([name, command]) =>
+    [name, `${name[0]?.toUpperCase()}${name.slice(1)}`].map((message) => [message, command] as const)));
   return {
+    dialects: [raw({ words: [...byMessage.keys()] })],
     contract: {
       summary: 'Backs up a file and tells the path of the latest good backup.',
       messages: {
@@ -81,11 +85,9 @@ export function createBackup(options: BackupOptions): BackupService {
     },
     ready: engine.ready,
     callback(message, context) {
-      const name = message.replace(/^[A-Z]/, (letter) => letter.toLowerCase());
-      if (!Object.hasOwn(commands, name)) {
-        return `Invalid request command '${shortened(message)}' sent.`;
-      }
-      return commands[name]?.(context) ?? null;
+      const command = byMessage.get(message);
+      if (command !== undefined) return command(context);
+      return `Invalid request command '${shortened(message)}' sent.`;
     },
     connected: () => engine.start(),
     stop: () => engine.stop(),
@@ -106,8 +108,8 @@ class BackupEngine {
   readonly #stopped = new AbortController();
   #running: Promise<Outcome> | undefined;
   #next: Promise<Outcome> | undefined; // shared by all who asked since the running one began
-  #progress: { doing: 'copying' | 'comparing'; bytes: number; of: number } | undefined;
-  #last: { at: string; outcome: Outcome } | undefined;
+  #progress: { phase: 'copying' | 'comparing'; bytes: number; of: number } | undefined;
+  #last: { at: string; outcome: 'made' | 'unchanged' | 'failed'; error?: string } | undefined;
   /** The source when it was found to be this backup's. */
   #known: { identity: string; name: string } | undefined;
 
@@ -177,8 +179,9 @@ class BackupEngine {
     const { nextAtMs } = this.#schedule;
     return {
       source: this.#source, folder: this.#path, everyMs: this.#everyMs, keep: this.#keep,
-      doing: this.#progress?.doing ?? (this.#running ? 'looking' : nextAtMs ? 'waiting' : 'waiting for a client'),
-      progress: this.#progress ? { bytes: this.#progress.bytes, of: this.#progress.of } : null,
+      trouble: await troubleWith(this.#source),
+      doing: this.#running !== undefined ? 'copying' : nextAtMs === undefined ? 'waiting for a client' : 'waiting',
+      progress: this.#progress ?? null,
       nextAt: nextAtMs === undefined ? null : timeOf(nextAtMs),
       last: this.#last ?? null,
       latest: latest === undefined ? null : told(latest),
@@ -189,11 +192,9 @@ class BackupEngine {
 
   async #run(askedAt: number): Promise<Outcome> {
     const atMs = this.#clock?.wallMs() ?? Date.now();
-    const outcome = await this.#copy(askedAt, atMs).catch((error: unknown): Outcome => {
-      const { message } = error as Error;
-      return message.startsWith('Cannot ') ? message as Outcome : `Cannot back up: ${message}`;
-    });
-    this.#last = { at: timeOf(atMs), outcome };
+    const outcome = await this.#copy(askedAt, atMs).catch((error: Error): Outcome => error);
+    const at = timeOf(atMs);
+    this.#last = outcome instanceof Error ? { at, outcome: 'failed', error: outcome.message } : { at, outcome };
     this.#progress = this.#running = undefined;
     return outcome;
   }
@@ -213,7 +214,7 @@ class BackupEngine {
       unless: latest?.path,
       giveUpAt: askedAt + PATIENCE_MS,
       signal,
-      progress: (doing, bytes, of) => { this.#progress = { doing, bytes, of }; },
+      progress: (phase, bytes, of) => { this.#progress = { phase, bytes, of }; },
       ...(this.#settleMs !== undefined && { settleMs: this.#settleMs }),
     });
     if (copy !== undefined) folder.vouchFor(copy.name, copy.identity);
@@ -234,6 +235,16 @@ function refuseOther(source: string): void {
   }
   if (kind !== 'a plain file') {
     throw new Error(`Cannot back up ${JSON.stringify(source)}: it is ${kind}, expected a plain file`);
+  }
+}
+
+/** Why a source can't be read now, if it can't. */
+async function troubleWith(source: string): Promise<string | null> {
+  try {
+    await (await openPlainFile(source, { follow: true })).close();
+    return null;
+  } catch (error) {
+    return (error as Error).message;
   }
 }
 
