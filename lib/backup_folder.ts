@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { syncFolder } from './atomic_file.ts';
 import { namesFor, type BackupName, type BackupNames } from './backup_name.ts';
 import { lockFolder, type FolderLock } from './folder_lock.ts';
-import { hashOf, identityOf, openPlainFile, reasonOf } from './plain_file.ts';
+import { hashOf, identityOf, openToRead, reasonOf } from './untrusted_file.ts';
 import { retained, type Keep } from './retention.ts';
 import { isTemporary } from './verified_copy.ts';
 
@@ -161,7 +161,7 @@ export class BackupFolder {
 
   /** Whether a file has the hash that its name says, and was one and the same all the while. */
   async #read({ path, sha256 }: Backup, identity: string): Promise<boolean> {
-    const file = await openPlainFile(path).catch(() => undefined);
+    const file = await openToRead(path).catch(() => undefined);
     if (file === undefined) return false;
     try {
       const before = await file.stat({ bigint: true });

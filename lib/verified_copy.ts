@@ -19,18 +19,18 @@ import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { syncFolder } from './atomic_file.ts';
 import {
-  BLOCK_BYTES, blocksOf, identityOf, openPlainFile, readFully, reasonOf,
-} from './plain_file.ts';
+  BLOCK_BYTES, blocksOf, identityOf, openToRead, readFully, reasonOf,
+} from './untrusted_file.ts';
 
 export interface CopyOptions {
   /** The name in the folder, known once the content is. */
   nameOf(sha256: string): string;
   /** A file in which the source's bytes may stand already: then no copy is made. */
   unless?: string | undefined;
-  /** How long the source must have been left alone, in milliseconds. Default 100. */
-  settleMs?: number;
+  /** How long the source must have been left alone, in milliseconds. More than a tick, 4 or 10 ms. */
+  settleMs: number;
   /** When to give up a source that does not hold still, on the clock of `performance.now()`. */
-  giveUpAt?: number;
+  giveUpAt: number;
   signal?: AbortSignal;
   progress?(phase: 'copying' | 'comparing', doneBytes: number, ofBytes: number): void;
 }
@@ -45,9 +45,7 @@ export interface Copied {
   sourceIdentity: string | undefined;
 }
 
-const SETTLE_MS = 100; // a tick is 4 or 10 ms; a busy program may rest for some 20 in mid-work
 const COARSE_SETTLE_MS = 2_100; // FAT counts times by 2 s
-const PATIENCE_MS = 8_000;
 const BETWEEN_TRIES_MS = 25;
 const LOOK_EVERY_BYTES = 16 * BLOCK_BYTES;
 /**
@@ -75,12 +73,12 @@ export function isTemporary(name: string): boolean {
 export async function copyVerified(
   source: string, folder: string, options: CopyOptions,
 ): Promise<Copied> {
-  const { signal, giveUpAt = performance.now() + PATIENCE_MS } = options;
+  const { signal, giveUpAt } = options;
   for (;;) {
     signal?.throwIfAborted();
-    const file = await openPlainFile(source, { follow: true });
+    const file = await openToRead(source, { follow: true });
     try {
-      return await tryToCopy(file, folder, { ...options, giveUpAt });
+      return await tryToCopy(file, folder, options);
     } catch (error) {
       if (!(error instanceof Unsteady)) throw error;
       if (performance.now() >= giveUpAt) {
@@ -96,9 +94,7 @@ export async function copyVerified(
 /** The source changed under the copy. */
 class Unsteady extends Error {}
 
-type Try = CopyOptions & { giveUpAt: number };
-
-async function tryToCopy(source: FileHandle, folder: string, options: Try): Promise<Copied> {
+async function tryToCopy(source: FileHandle, folder: string, options: CopyOptions): Promise<Copied> {
   const { unless, signal } = options;
   const before = await rest(source, options);
   const ageMs = Date.now() - Number(before.mtimeMs);
@@ -136,7 +132,7 @@ async function tryToCopy(source: FileHandle, folder: string, options: Try): Prom
 }
 
 /** Waits until the source was left alone for long enough; gives what it is then. */
-async function rest(source: FileHandle, { settleMs = SETTLE_MS, giveUpAt, signal }: Try):
+async function rest(source: FileHandle, { settleMs, giveUpAt, signal }: CopyOptions):
 Promise<BigIntStats> {
   for (;;) {
     const stat = await source.stat({ bigint: true });
@@ -163,7 +159,7 @@ async function expectSame(source: FileHandle, before: BigIntStats): Promise<void
 
 /** Fills the copy and brings it to the disk. Gives the hash of what was read. */
 async function write(
-  copy: FileHandle, source: FileHandle, before: BigIntStats, { signal, progress }: Try,
+  copy: FileHandle, source: FileHandle, before: BigIntStats, { signal, progress }: CopyOptions,
 ): Promise<string> {
   const bytes = Number(before.size);
   const hasHoles = before.blocks * 512n < before.size;
@@ -214,9 +210,9 @@ async function writeFully(file: FileHandle, bytes: Buffer, at: number): Promise<
 }
 
 /** Whether a file, if it is there and can be read, has the source's bytes. */
-async function isEqualTo(path: string, source: FileHandle, { size }: BigIntStats, options: Try):
+async function isEqualTo(path: string, source: FileHandle, { size }: BigIntStats, options: CopyOptions):
 Promise<boolean> {
-  const other = await openPlainFile(path).catch(() => undefined);
+  const other = await openToRead(path).catch(() => undefined);
   try {
     return other !== undefined && (await other.stat({ bigint: true })).size === size &&
       await compare(source, other, Number(size), options);
@@ -226,7 +222,7 @@ Promise<boolean> {
 }
 
 async function compare(
-  source: FileHandle, other: FileHandle, bytes: number, { signal, progress }: Try,
+  source: FileHandle, other: FileHandle, bytes: number, { signal, progress }: CopyOptions,
 ): Promise<boolean> {
   const buffer = Buffer.allocUnsafe(Math.min(bytes, BLOCK_BYTES));
   let equalBytes = 0;

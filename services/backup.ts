@@ -5,7 +5,7 @@ import { resolve } from 'node:path';
 import type { Context, Service } from '../lib/index.ts';
 import { raw } from '../lib/dialects/raw.ts';
 import { BackupFolder, type Backup, type GoodBackup } from '../lib/backup_folder.ts';
-import { identityOf, kindOf, openPlainFile } from '../lib/plain_file.ts';
+import { identityOf, kindOf, openToRead } from '../lib/untrusted_file.ts';
 import { checkKeep, type Keep } from '../lib/retention.ts';
 import { Schedule, type Clock } from '../lib/schedule.ts';
 import { copyVerified } from '../lib/verified_copy.ts';
@@ -23,6 +23,8 @@ export interface BackupOptions {
   startAtOnce?: boolean;
   /** How long a source must have been left alone before it is copied. Default 100. */
   settleMs?: number;
+  /** When to give up one that is never left alone, from the asking. Default 8,000. */
+  patienceMs?: number;
   clock?: Clock;
 }
 
@@ -39,6 +41,8 @@ type Outcome = 'made' | 'unchanged' | Error;
 /** Past it `list` and `verify` name the newest only: a reply has a limit. */
 const MOST_TOLD = 1_000;
 const MOST_QUOTED = 200;
+/** A tick of a file's time is 4 or 10 ms; a busy program may rest for some 20 in the middle of its work. */
+const SETTLE_MS = 100;
 /** From the asking to the end of trying: leaves 2 s of the 10 that an answer may take to the last try. */
 const PATIENCE_MS = 8_000;
 
@@ -101,7 +105,8 @@ class BackupEngine {
   readonly #path: string;
   readonly #keep: Keep;
   readonly #everyMs: number;
-  readonly #settleMs: number | undefined;
+  readonly #settleMs: number;
+  readonly #patienceMs: number;
   readonly #clock: Clock | undefined;
   readonly #folder: Promise<BackupFolder>;
   readonly #schedule: Schedule;
@@ -109,6 +114,7 @@ class BackupEngine {
   #running: Promise<Outcome> | undefined;
   #next: Promise<Outcome> | undefined; // shared by all who asked since the running one began
   #progress: { phase: 'copying' | 'comparing'; bytes: number; of: number } | undefined;
+  #runs = 0;
   #last: { at: string; outcome: 'made' | 'unchanged' | 'failed'; error?: string } | undefined;
   /** The source when it was found to be this backup's. */
   #known: { identity: string; name: string } | undefined;
@@ -126,7 +132,8 @@ class BackupEngine {
     this.#path = resolve(folder);
     this.#keep = keep;
     this.#everyMs = everyMs;
-    this.#settleMs = options.settleMs;
+    this.#settleMs = options.settleMs ?? SETTLE_MS;
+    this.#patienceMs = options.patienceMs ?? PATIENCE_MS;
     this.#clock = options.clock;
     refuseOther(this.#source);
     this.#schedule = new Schedule({ everyMs, task: () => this.#running ?? this.backUp(),
@@ -183,6 +190,7 @@ class BackupEngine {
       doing: this.#running !== undefined ? 'copying' : nextAtMs === undefined ? 'waiting for a client' : 'waiting',
       progress: this.#progress ?? null,
       nextAt: nextAtMs === undefined ? null : timeOf(nextAtMs),
+      runs: this.#runs,
       last: this.#last ?? null,
       latest: latest === undefined ? null : told(latest),
       backups: (await folder.all()).length,
@@ -194,6 +202,7 @@ class BackupEngine {
     const atMs = this.#clock?.wallMs() ?? Date.now();
     const outcome = await this.#copy(askedAt, atMs).catch((error: Error): Outcome => error);
     const at = timeOf(atMs);
+    this.#runs++;
     this.#last = outcome instanceof Error ? { at, outcome: 'failed', error: outcome.message } : { at, outcome };
     this.#progress = this.#running = undefined;
     return outcome;
@@ -212,10 +221,10 @@ class BackupEngine {
     const { copy, sourceIdentity } = await copyVerified(this.#source, this.#path, {
       nameOf: (sha256) => folder.nextName(sha256, atMs),
       unless: latest?.path,
-      giveUpAt: askedAt + PATIENCE_MS,
+      settleMs: this.#settleMs,
+      giveUpAt: askedAt + this.#patienceMs,
       signal,
       progress: (phase, bytes, of) => { this.#progress = { phase, bytes, of }; },
-      ...(this.#settleMs !== undefined && { settleMs: this.#settleMs }),
     });
     if (copy !== undefined) folder.vouchFor(copy.name, copy.identity);
     const name = copy?.name ?? latest?.name;
@@ -241,7 +250,7 @@ function refuseOther(source: string): void {
 /** Why a source can't be read now, if it can't. */
 async function troubleWith(source: string): Promise<string | null> {
   try {
-    await (await openPlainFile(source, { follow: true })).close();
+    await (await openToRead(source, { follow: true })).close();
     return null;
   } catch (error) {
     return (error as Error).message;

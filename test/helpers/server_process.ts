@@ -19,6 +19,8 @@ export interface Order {
 
 export interface ServerSetUp {
   callback: Kind;
+  /** One of `services/` in place of the callback: its file, what makes it, and of what. */
+  service?: { file: string; create: string; options: object };
   /** A file that gets each message that is run, as a line of JSON, before it is answered. */
   record?: string;
   /** Notes when the signals of requests were aborted: {@link Vitals.aborts}. */

@@ -1,7 +1,7 @@
 /** A MicroServer as a process of its own: see `../server_process.ts`, which starts and asks it. */
 import { appendFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
-import { MicroServer, stopOnSignals, type Callback } from '../../../lib/micro_server.ts';
+import { MicroServer, stopOnSignals, type Callback, type Service } from '../../../lib/micro_server.ts';
 import { answer, given, ready } from '../child.ts';
 import type { Order, ServerSetUp, Vitals } from '../server_process.ts';
 
@@ -93,8 +93,21 @@ function warmUp(): void {
   for (let count = 0; count < 400_000; count++) kept[count % 50_000] = { count, text: [count, count] };
 }
 
+/** Its `ready` rejects where it can't serve. */
+async function serviceOf({ file, create, options }: NonNullable<ServerSetUp['service']>): Promise<Service> {
+  const module = await import(`../../../services/${file}`) as Record<string, (options: object) => Service>;
+  const service = module[create]?.(options) as Service & { ready?: Promise<void> };
+  await service.ready;
+  return service;
+}
+
 const key = setUp.key ?? 'TESTED';
-const server = new MicroServer(callback, key, { ports: { [key]: setUp.address ?? 0 }, ...setUp.options });
+const service = setUp.service === undefined ? callback
+  : await serviceOf(setUp.service).catch((error: Error) => {
+    process.stderr.write(`${error.message}\n`);
+    process.exit(2);
+  });
+const server = new MicroServer(service, key, { ports: { [key]: setUp.address ?? 0 }, ...setUp.options });
 if (setUp.signals) stopOnSignals(server);
 
 answer({

@@ -16,7 +16,7 @@ export const BLOCK_BYTES = 1024 * 1024;
  * @param options.follow Whether a symbolic link at `path` is followed. Default false.
  * @throws {Error} `Cannot open "…": …` in one sentence, with the system's error as its `cause`.
  */
-export async function openPlainFile(
+export async function openToRead(
   path: string, { follow = false }: { follow?: boolean } = {},
 ): Promise<FileHandle> {
   const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK, O_NOCTTY } = constants;
