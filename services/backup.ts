@@ -121,19 +121,20 @@ class BackupEngine {
 
   constructor(options: BackupOptions) {
     const { source, everyMs = 60_000, folder = 'backups', keep = 10, startAtOnce = false } = options;
+    const { settleMs = SETTLE_MS, patienceMs = PATIENCE_MS } = options;
     if (typeof source !== 'string' || source === '') {
       throw new TypeError('Cannot back up: expected the option source, the path of a file');
     }
-    if (!Number.isFinite(everyMs) || everyMs < 1) {
-      throw new RangeError(`Cannot back up every ${everyMs} ms: expected a number from 1 up`);
-    }
+    expectMs('every', everyMs);
+    expectMs('with settleMs', settleMs);
+    expectMs('with patienceMs', patienceMs);
     checkKeep(keep);
     this.#source = resolve(source);
     this.#path = resolve(folder);
     this.#keep = keep;
     this.#everyMs = everyMs;
-    this.#settleMs = options.settleMs ?? SETTLE_MS;
-    this.#patienceMs = options.patienceMs ?? PATIENCE_MS;
+    this.#settleMs = settleMs;
+    this.#patienceMs = patienceMs;
     this.#clock = options.clock;
     refuseOther(this.#source);
     this.#schedule = new Schedule({ everyMs, task: () => this.#running ?? this.backUp(),
@@ -232,6 +233,12 @@ class BackupEngine {
     await folder.prune(this.#keep);
     return copy === undefined ? 'unchanged' : 'made';
   }
+}
+
+function expectMs(what: string, ms: unknown): void {
+  if (Number.isFinite(ms) && Number(ms) >= 1) return;
+  const unit = what === 'every' ? ' ms' : '';
+  throw new RangeError(`Cannot back up ${what} ${ms}${unit}: expected milliseconds from 1 up`);
 }
 
 /** What is there and can't be a source is told at the start; what is missing may yet come. */

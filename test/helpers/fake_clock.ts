@@ -32,12 +32,12 @@ export class FakeClock implements Clock {
   async pass(ms: number): Promise<void> {
     const end = this.#steadyMs + ms;
     for (;;) {
+      for (let turns = 0; turns < 5; turns++) await Promise.resolve(); // what rang sets the next alarm
       const [next] = [...this.#alarms].sort((a, b) => a[1] - b[1]);
       if (next === undefined || next[1] > end) break;
       this.#go(next[1] - this.#steadyMs);
       this.#alarms.delete(next[0]);
       next[0]();
-      for (let turns = 0; turns < 5; turns++) await Promise.resolve();
     }
     this.#go(end - this.#steadyMs);
   }
