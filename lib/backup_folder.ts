@@ -152,7 +152,8 @@ export class BackupFolder {
     const identity = identityOf(stat);
     let verdict = this.#verdicts.get(backup.name);
     if (verdict?.identity !== identity) {
-      verdict = { identity, isGood: this.#read(backup, identity) }; // whoever asks meanwhile shares it
+      // Whoever asks meanwhile shares it.
+      verdict = { identity, isGood: this.#read(backup, identity) };
       this.#verdicts.set(backup.name, verdict);
       verdict.isGood = await verdict.isGood;
     }

@@ -43,7 +43,8 @@ export function namesFor(source: string): BackupNames {
       const [, order, year, month, day, hour, minute, second, ms, sha256] =
         FACTS.exec(name.slice(start.length, name.length - end.length)) ?? [];
       const atMs = Date.parse(`${year}-${month}-${day}T${hour}:${minute}:${second}.${ms}Z`);
-      return sha256 === undefined || Number.isNaN(atMs) ? undefined : { order: Number(order), atMs, sha256 };
+      if (sha256 === undefined || Number.isNaN(atMs)) return undefined;
+      return { order: Number(order), atMs, sha256 };
     },
   };
 }

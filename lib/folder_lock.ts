@@ -18,8 +18,11 @@ import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
 import * as fs from 'node:fs/promises';
 import { join } from 'node:path';
+import { openPlainFile } from './plain_file.ts';
 
 export interface FolderLock {
+  /** False: its file is gone or another's, as after the folder was moved away by hand. */
+  isInPlace(): Promise<boolean>;
   /** Removes the lock's file. Once only; a second call does nothing. */
   release(): Promise<void>;
 }
@@ -53,12 +56,14 @@ export async function lockFolder(
   for (let tries = 0; tries < MOST_TRIES; tries++) {
     if (!await take(path, folder, self)) continue;
     await sweep(folder, name);
+    const isInPlace = async (): Promise<boolean> => (await read(path))?.id === self.id;
     let isHeld = true;
     return {
+      isInPlace,
       async release() {
         if (!isHeld) return;
         isHeld = false;
-        if ((await read(path))?.id === self.id) await fs.unlink(path);
+        if (await isInPlace()) await fs.unlink(path);
       },
     };
   }
@@ -122,28 +127,21 @@ async function link(from: string, to: string): Promise<boolean> {
 
 /** Undefined: no such file. One that tells no owner was torn by a loss of power: of a dead one. */
 async function read(path: string): Promise<Owner | undefined> {
-  const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = constants; // not to wait at a pipe's door either
   let file: fs.FileHandle;
   try {
-    file = await fs.open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+    file = await openPlainFile(path, constants.O_RDONLY);
   } catch (error) {
     if (codeOf(error) === 'ENOENT') return undefined;
-    if (codeOf(error) === 'ELOOP') throw noFile(path, 'a symbolic link');
     throw error;
   }
   try {
-    const stat = await file.stat({ bigint: true });
-    if (!stat.isFile()) throw noFile(path, 'no file');
+    const { ino, mtimeNs } = await file.stat({ bigint: true });
     const { buffer, bytesRead } = await file.read(Buffer.alloc(MOST_BYTES), 0, MOST_BYTES, 0);
     return parse(buffer.toString('utf8', 0, bytesRead)) ??
-      { pid: 0, started: '', id: `torn-${stat.ino}-${stat.mtimeNs}` };
+      { pid: 0, started: '', id: `torn-${ino}-${mtimeNs}` };
   } finally {
     await file.close();
   }
-}
-
-function noFile(path: string, what: string): Error {
-  return new Error(`Cannot use lock "${path}": it is ${what}, expected a plain file. Remove it`);
 }
 
 function parse(text: string): Owner | undefined {

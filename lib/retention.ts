@@ -16,9 +16,9 @@ const PERIODS = {
 export type Period = keyof typeof PERIODS;
 
 /**
- * A number: so many, the newest ones. By periods, `{ hours: 24, days: 7 }`: the newest of each of the
- * latest 24 hours that have one, and the newest of each of the latest 7 days that have one; what
- * counts for several is kept once. `'gfs'`, grandfather–father–son: 24 hours, 7 days, 4 weeks, 12 months.
+ * A number: so many, the newest ones. By periods, `{ hours: 24, days: 7 }`: the newest of each of
+ * the latest 24 hours that have one, and the newest of each of the latest 7 days that have one; what
+ * counts for several is kept once. `'gfs'`, grandfather–father–son: {@link GFS}.
  */
 export type Keep = number | 'gfs' | Readonly<Partial<Record<Period, number>>>;
 
@@ -29,7 +29,9 @@ const MOST = 10_000;
  * Those to keep, out of a list that begins with the newest. That one is always kept. What is newer
  * says the list, not the times: a clock may have been set back.
  */
-export function retained<T extends { atMs: number }>(newestFirst: readonly T[], keep: Keep): Set<T> {
+export function retained<T extends { atMs: number }>(
+  newestFirst: readonly T[], keep: Keep,
+): Set<T> {
   if (typeof keep === 'number') return new Set(newestFirst.slice(0, keep));
   const kept = new Set(newestFirst.slice(0, 1));
   for (const [period, count] of Object.entries(keep === 'gfs' ? GFS : keep)) {
@@ -54,7 +56,7 @@ export function checkKeep(keep: unknown): asserts keep is Keep {
   const periods = typeof keep === 'object' && keep !== null ? Object.entries(keep) : [];
   if (periods.length > 0 &&
     periods.every(([period, count]) => Object.hasOwn(PERIODS, period) && isCount(count, 0))) return;
-  throw new RangeError(`Cannot keep ${typeof keep === 'object' ? JSON.stringify(keep) : `"${keep}"`} ` +
-    `backups: expected a whole number from 1 to ${MOST}, "gfs", or numbers of ` +
-    Object.keys(PERIODS).join(', '));
+  const given = typeof keep === 'object' ? JSON.stringify(keep) : `"${keep}"`;
+  throw new RangeError(`Cannot keep ${given} backups: expected a whole number from 1 to ${MOST}, ` +
+    `"gfs", or numbers of ${Object.keys(PERIODS).join(', ')}`);
 }

@@ -1,8 +1,8 @@
-/** Does a task every so often, for months on end: through a machine's sleep and a clock that is set. */
+/** Does a task every so often, for months: through a machine's sleep, and a clock that is set. */
 
 /** Where the time comes from: the seam by which a test moves it. */
 export interface Clock {
-  /** The time of day, in milliseconds since 1970: goes on while the machine sleeps, and may be set. */
+  /** The time of day, in milliseconds since 1970: goes on in the machine's sleep, and may be set. */
   wallMs(): number;
   /** Milliseconds that never go back; they may stand still while the machine sleeps. */
   steadyMs(): number;
@@ -92,12 +92,17 @@ export class Schedule {
 
   /** The present interval began so long ago. */
   #begin(agoMs: number): void {
-    this.#since = { wallMs: this.#clock.wallMs() - agoMs, steadyMs: this.#clock.steadyMs() - agoMs };
+    const { wallMs, steadyMs } = this.#now();
+    this.#since = { wallMs: wallMs - agoMs, steadyMs: steadyMs - agoMs };
   }
 
   #elapsedMs(): number {
-    return Math.max(this.#clock.wallMs() - this.#since.wallMs,
-      this.#clock.steadyMs() - this.#since.steadyMs);
+    const { wallMs, steadyMs } = this.#now();
+    return Math.max(wallMs - this.#since.wallMs, steadyMs - this.#since.steadyMs);
+  }
+
+  #now() {
+    return { wallMs: this.#clock.wallMs(), steadyMs: this.#clock.steadyMs() };
   }
 
   #isStopped(): boolean {

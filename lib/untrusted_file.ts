@@ -1,13 +1,13 @@
 /**
- * Reads plain files of which nothing is trusted: what lies at a path may be a folder, a pipe, a device
- * or a link somewhere else, and may change while it is read.
+ * Reads plain files of which nothing is trusted: what lies at a path may be a folder, a pipe, a
+ * device or a link somewhere else, and may change while it is read.
  */
 import { createHash } from 'node:crypto';
 import { constants, type BigIntStats } from 'node:fs';
 import { open, stat as statOf, type FileHandle } from 'node:fs/promises';
 import { getSystemErrorMap } from 'node:util';
 
-/** What is read at a time: some 1 ms of hashing, so that whoever shares the thread waits no longer. */
+/** What is read at a time: 1 ms of hashing or so, which is how long others wait for the thread. */
 export const BLOCK_BYTES = 1024 * 1024;
 
 /**
@@ -40,7 +40,9 @@ function refuseOther(stat: Parameters<typeof kindOf>[0]): void {
 }
 
 /** In words, for an error. */
-export function kindOf(stat: Pick<BigIntStats, `is${'File' | 'Directory' | 'FIFO' | 'Socket'}`>): string {
+export function kindOf(
+  stat: Pick<BigIntStats, 'isFile' | 'isDirectory' | 'isFIFO' | 'isSocket'>,
+): string {
   return stat.isFile() ? 'a plain file' : stat.isDirectory() ? 'a folder' : stat.isFIFO() ? 'a pipe'
     : stat.isSocket() ? 'a socket' : 'a device';
 }
@@ -53,14 +55,14 @@ export function reasonOf(error: unknown): string {
 }
 
 /**
- * Equal as long as neither content nor kind was touched: any write changes a time in it. Only a write
- * within one tick of the last one, or through a map of the file in memory, may not.
+ * Equal as long as neither content nor kind was touched: any write changes a time in it. Only a
+ * write within one tick of the last one, or through a map of the file in memory, may not.
  */
 export function identityOf({ dev, ino, size, mtimeNs, ctimeNs }: BigIntStats): string {
   return [dev, ino, size, mtimeNs, ctimeNs].join(':');
 }
 
-/** The first `bytes` of a file, less if it ends before. A block is lent until the next one is asked. */
+/** The first `bytes` of a file, less if it ends before. A block is lent until the next is asked. */
 export async function* blocksOf(
   file: FileHandle, bytes: number, signal?: AbortSignal,
 ): AsyncGenerator<{ block: Buffer; at: number }, void> {
@@ -75,7 +77,9 @@ export async function* blocksOf(
 }
 
 /** SHA-256 of the first `bytes` of a file, in hex. */
-export async function hashOf(file: FileHandle, bytes: number, signal?: AbortSignal): Promise<string> {
+export async function hashOf(
+  file: FileHandle, bytes: number, signal?: AbortSignal,
+): Promise<string> {
   const hash = createHash('sha256');
   for await (const { block } of blocksOf(file, bytes, signal)) hash.update(block);
   return hash.digest('hex');

@@ -1,6 +1,6 @@
 /**
- * Copies a file while others may write to it, so that the copy is what the source was at one instant,
- * or there is no copy.
+ * Copies a file while others may write to it, so that the copy is what the source was at one
+ * instant, or there is no copy.
  *
  * Why it is: the source is read twice, from first to last byte, and both readings are equal. Take
  * the instant between them. What a byte was then, it was at both readings, unless it changed and
@@ -27,7 +27,7 @@ export interface CopyOptions {
   nameOf(sha256: string): string;
   /** A file in which the source's bytes may stand already: then no copy is made. */
   unless?: string | undefined;
-  /** How long the source must have been left alone, in milliseconds. More than a tick, 4 or 10 ms. */
+  /** How long the source must have been left alone: more than a tick of its times, 4 or 10 ms. */
   settleMs: number;
   /** When to give up a source that does not hold still, on the clock of `performance.now()`. */
   giveUpAt: number;
@@ -39,8 +39,8 @@ export interface Copied {
   /** Undefined: `unless` has these bytes already. */
   copy: { name: string; sha256: string; bytes: number; identity: string } | undefined;
   /**
-   * The source's, as `identityOf` tells it. Undefined while the source is too young for a later change
-   * to show in it.
+   * The source's, as `identityOf` tells it. Undefined while the source is too young for a later
+   * change to show in it.
    */
   sourceIdentity: string | undefined;
 }
@@ -49,8 +49,8 @@ const COARSE_SETTLE_MS = 2_100; // FAT counts times by 2 s
 const BETWEEN_TRIES_MS = 25;
 const LOOK_EVERY_BYTES = 16 * BLOCK_BYTES;
 /**
- * A page that is mapped and dirty is written to without any trace in the file's times, until the system
- * has written it back: after 30 s and 5 s more at most, as Linux is set. Then the next write shows.
+ * A page that is mapped and dirty is written to without any trace in the file's times, until the
+ * system has written it back: after 30 s and 5 s more at most, as Linux is set. Then the next shows.
  */
 const WRITTEN_BACK_MS = 60_000;
 const PAGE_BYTES = 4_096;
@@ -67,8 +67,8 @@ export function isTemporary(name: string): boolean {
  * into place when all that is done. The copy has the permissions of the source and keeps its holes.
  * A source that changes meanwhile is tried again.
  *
- * @throws {Error} One sentence. The source is missing, can't be read, is no plain file or never held
- *   still; the folder can't be written; or the `signal`'s reason. No temporary file stays.
+ * @throws {Error} One sentence. The source is missing, can't be read, is no plain file or never
+ *   held still; the folder can't be written; or the `signal`'s reason. No temporary file stays.
  */
 export async function copyVerified(
   source: string, folder: string, options: CopyOptions,
@@ -82,7 +82,8 @@ export async function copyVerified(
     } catch (error) {
       if (!(error instanceof Unsteady)) throw error;
       if (performance.now() >= giveUpAt) {
-        throw new Error(`Cannot copy ${JSON.stringify(source)}: it does not hold still`, { cause: error });
+        throw new Error(`Cannot copy ${JSON.stringify(source)}: it does not hold still`,
+          { cause: error });
       }
     } finally {
       await file.close();
@@ -94,7 +95,9 @@ export async function copyVerified(
 /** The source changed under the copy. */
 class Unsteady extends Error {}
 
-async function tryToCopy(source: FileHandle, folder: string, options: CopyOptions): Promise<Copied> {
+async function tryToCopy(
+  source: FileHandle, folder: string, options: CopyOptions,
+): Promise<Copied> {
   const { unless, signal } = options;
   const before = await rest(source, options);
   const ageMs = Date.now() - Number(before.mtimeMs);
@@ -120,9 +123,11 @@ async function tryToCopy(source: FileHandle, folder: string, options: CopyOption
     const path = join(folder, name);
     await rename(temporary, path).then(() => syncFolder(folder))
       .catch((cause: unknown) => { throw unwritable(folder, cause); });
-    const [inPlace, own] = await Promise.all([lstat(path, { bigint: true }), copy.stat({ bigint: true })]);
-    if (identityOf(inPlace) !== identityOf(own)) throw new Error(`Cannot keep "${path}": it was replaced`);
-    return { copy: { name, sha256, bytes: Number(own.size), identity: identityOf(own) }, sourceIdentity };
+    const identity = identityOf(await copy.stat({ bigint: true }));
+    if (identityOf(await lstat(path, { bigint: true })) !== identity) {
+      throw new Error(`Cannot keep ${JSON.stringify(path)}: it was replaced`);
+    }
+    return { copy: { name, sha256, bytes: Number(before.size), identity }, sourceIdentity };
   } catch (error) {
     await unlink(temporary).catch(() => {}); // the first error is the one to tell
     throw error;
@@ -132,8 +137,9 @@ async function tryToCopy(source: FileHandle, folder: string, options: CopyOption
 }
 
 /** Waits until the source was left alone for long enough; gives what it is then. */
-async function rest(source: FileHandle, { settleMs, giveUpAt, signal }: CopyOptions):
-Promise<BigIntStats> {
+async function rest(
+  source: FileHandle, { settleMs, giveUpAt, signal }: CopyOptions,
+): Promise<BigIntStats> {
   for (;;) {
     const stat = await source.stat({ bigint: true });
     const isCoarse = stat.mtimeNs % 1_000_000_000n === 0n;
@@ -147,8 +153,8 @@ Promise<BigIntStats> {
 }
 
 /**
- * What takes the last name from the open file, such as a new version renamed over it, changes `ctime`
- * and how many names there are. The content stays: it is one generation, whole.
+ * What takes the last name from the open file, such as a new version renamed over it, changes
+ * `ctime` and how many names there are. The content stays: it is one generation, whole.
  */
 async function expectSame(source: FileHandle, before: BigIntStats): Promise<void> {
   const now = await source.stat({ bigint: true });
@@ -167,8 +173,9 @@ async function write(
   let readBytes = 0;
   for await (const { block, at } of blocksOf(source, bytes, signal)) {
     hash.update(block);
-    if (hasHoles) for (const [from, to] of dataIn(block)) await writeFully(copy, block.subarray(from, to), at + from);
-    else await writeFully(copy, block, at);
+    for (const [from, to] of hasHoles ? dataIn(block) : [[0, block.length] as const]) {
+      await writeFully(copy, block.subarray(from, to), at + from);
+    }
     readBytes = at + block.length;
     progress?.('copying', readBytes, bytes);
     if (at % LOOK_EVERY_BYTES === 0) await expectSame(source, before); // not only after 100 GiB
@@ -181,7 +188,7 @@ async function write(
   return hash.digest('hex');
 }
 
-/** A group's rights are for the source's group, not for the one that new files of this folder get. */
+/** A group's rights are for the source's group, not for the one that new files here get. */
 async function modeFor(copy: FileHandle, { mode, gid }: BigIntStats): Promise<number> {
   const own = await copy.stat({ bigint: true });
   return Number(mode) & (own.gid === gid ? 0o777 : 0o707);
@@ -210,8 +217,9 @@ async function writeFully(file: FileHandle, bytes: Buffer, at: number): Promise<
 }
 
 /** Whether a file, if it is there and can be read, has the source's bytes. */
-async function isEqualTo(path: string, source: FileHandle, { size }: BigIntStats, options: CopyOptions):
-Promise<boolean> {
+async function isEqualTo(
+  path: string, source: FileHandle, { size }: BigIntStats, options: CopyOptions,
+): Promise<boolean> {
   const other = await openToRead(path).catch(() => undefined);
   try {
     return other !== undefined && (await other.stat({ bigint: true })).size === size &&
@@ -239,5 +247,6 @@ function isOfSystem(error: unknown): boolean {
 }
 
 function unwritable(folder: string, cause: unknown): Error {
-  return new Error(`Cannot write a copy into ${JSON.stringify(folder)}: ${reasonOf(cause)}`, { cause });
+  return new Error(`Cannot write a copy into ${JSON.stringify(folder)}: ${reasonOf(cause)}`,
+    { cause });
 }

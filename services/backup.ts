@@ -41,18 +41,18 @@ type Outcome = 'made' | 'unchanged' | Error;
 /** Past it `list` and `verify` name the newest only: a reply has a limit. */
 const MOST_TOLD = 1_000;
 const MOST_QUOTED = 200;
-/** A tick of a file's time is 4 or 10 ms; a busy program may rest for some 20 in the middle of its work. */
+/** A tick of a file's times is 4 or 10 ms; a busy program may rest for 20 in the middle of its work. */
 const SETTLE_MS = 100;
-/** From the asking to the end of trying: leaves 2 s of the 10 that an answer may take to the last try. */
+/** From the asking on: leaves 2 s of the 10 that an answer may take to the last try. */
 const PATIENCE_MS = 8_000;
 
 /**
- * `revert` → the absolute path of the latest good backup, or `No backup found.`; `backup` → makes one
- * now, `Backup completed`; `list`, `status`, `verify` → JSON; `exit` closes the connection. The first
- * letter may be a capital.
+ * `revert` → the absolute path of the latest good backup, or `No backup found.`; `backup` → makes
+ * one now, `Backup completed`; `list`, `status`, `verify` → JSON; `exit` closes the connection. The
+ * first letter may be a capital. It serves once: what was stopped stays so.
  *
  * A backup is good if it was copied whole, from a source that stood still meanwhile, and still has
- * the hash in its name. Whoever may write to the folder can of course put a file there by that rule.
+ * the hash in its name. Whoever may write to the folder can put a file there by that rule.
  *
  * @throws {RangeError | TypeError} Wrong options.
  * @throws {Error} What is at `source` is no plain file.
@@ -74,7 +74,7 @@ export function createBackup(options: BackupOptions): BackupService {
     },
   };
   const byMessage = new Map(Object.entries(commands).flatMap(([name, command]) =>
-    [name, `${name[0]?.toUpperCase()}${name.slice(1)}`].map((message) => [message, command] as const)));
+    [name, `${name[0]?.toUpperCase()}${name.slice(1)}`].map((word) => [word, command] as const)));
   return {
     dialects: [raw({ words: [...byMessage.keys()] })],
     contract: {
@@ -120,7 +120,7 @@ class BackupEngine {
   #known: { identity: string; name: string } | undefined;
 
   constructor(options: BackupOptions) {
-    const { source, everyMs = 60_000, folder = 'backups', keep = 10, startAtOnce = false } = options;
+    const { source, everyMs = 60_000, folder = 'backups', keep = 10 } = options;
     const { settleMs = SETTLE_MS, patienceMs = PATIENCE_MS } = options;
     if (typeof source !== 'string' || source === '') {
       throw new TypeError('Cannot back up: expected the option source, the path of a file');
@@ -142,7 +142,7 @@ class BackupEngine {
     this.#folder = BackupFolder.open(this.#path, this.#source);
     this.ready = this.#folder.then(() => {});
     this.ready.catch(() => {}); // told to whoever awaits it, and to each client
-    if (startAtOnce) this.#schedule.start({ atOnce: true });
+    if (options.startAtOnce === true) this.#schedule.start({ atOnce: true });
   }
 
   start(): void {
@@ -157,7 +157,7 @@ class BackupEngine {
     await this.#folder.then((folder) => folder.close(), () => {});
   }
 
-  /** Makes a backup of what the source is now, or later; never rejects. One runs, one waits, no more. */
+  /** Makes a backup of what the source is from now on; never rejects. One runs, one waits, no more. */
   backUp(): Promise<Outcome> {
     const askedAt = performance.now();
     if (this.#next !== undefined) return this.#next;
@@ -188,7 +188,8 @@ class BackupEngine {
     return {
       source: this.#source, folder: this.#path, everyMs: this.#everyMs, keep: this.#keep,
       trouble: await troubleWith(this.#source),
-      doing: this.#running !== undefined ? 'copying' : nextAtMs === undefined ? 'waiting for a client' : 'waiting',
+      doing: this.#running !== undefined ? 'copying'
+        : nextAtMs === undefined ? 'waiting for a client' : 'waiting',
       progress: this.#progress ?? null,
       nextAt: nextAtMs === undefined ? null : timeOf(nextAtMs),
       runs: this.#runs,
@@ -204,7 +205,8 @@ class BackupEngine {
     const outcome = await this.#copy(askedAt, atMs).catch((error: Error): Outcome => error);
     const at = timeOf(atMs);
     this.#runs++;
-    this.#last = outcome instanceof Error ? { at, outcome: 'failed', error: outcome.message } : { at, outcome };
+    this.#last = outcome instanceof Error
+      ? { at, outcome: 'failed', error: outcome.message } : { at, outcome };
     this.#progress = this.#running = undefined;
     return outcome;
   }
@@ -229,7 +231,9 @@ class BackupEngine {
     });
     if (copy !== undefined) folder.vouchFor(copy.name, copy.identity);
     const name = copy?.name ?? latest?.name;
-    if (sourceIdentity !== undefined && name !== undefined) this.#known = { identity: sourceIdentity, name };
+    if (sourceIdentity !== undefined && name !== undefined) {
+      this.#known = { identity: sourceIdentity, name };
+    }
     await folder.prune(this.#keep);
     return copy === undefined ? 'unchanged' : 'made';
   }
@@ -250,7 +254,8 @@ function refuseOther(source: string): void {
     return;
   }
   if (kind !== 'a plain file') {
-    throw new Error(`Cannot back up ${JSON.stringify(source)}: it is ${kind}, expected a plain file`);
+    const name = JSON.stringify(source);
+    throw new Error(`Cannot back up ${name}: it is ${kind}, expected a plain file`);
   }
 }
 

@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect } from 'vitest';
+import { callsDuring, killAt } from '../helpers/attached.ts';
 import { Trial, hashOf } from '../helpers/backups.ts';
 import { pause, within } from '../helpers/deadline.ts';
 import { range } from '../helpers/ended.ts';
@@ -10,7 +11,7 @@ import { FULL, fault, some } from '../helpers/faults.ts';
 import { monitored } from '../helpers/monitor.ts';
 import { seeded } from '../helpers/random.ts';
 import { RawClient } from '../helpers/raw_client.ts';
-import { killAt, noStrace, traced } from '../helpers/strace.ts';
+import { noStrace } from '../helpers/strace.ts';
 
 const MIB = 1024 * 1024;
 const CALLS = ['openat', 'statx', 'pread64', 'pwrite64', 'ftruncate', 'fchmod', 'fsync', 'rename', 'unlink',
@@ -48,10 +49,10 @@ async function askInVain(trial: Trial): Promise<void> {
 }
 
 describe('kill -9', () => {
-  fault.unless(noStrace(), 'F01', 'kill -9 at each system call of a copy', () =>
+  fault.unless(noStrace, 'F01', 'kill -9 at each system call of a copy', () =>
     Trial.alone({ content: content(0), keep: 3, child: ONE_THREAD }, async (trial) => {
       await trial.start();
-      const steps = await traced(trial.server.pid, CALLS, join(trial.root, 'trace'), () => trial.ask('backup'));
+      const steps = await callsDuring(() => trial.ask('backup'), trial.server.pid, CALLS, join(trial.root, 'trace'));
       expect(steps.map(({ call }) => call)).toEqual(expect.arrayContaining(CALLS.slice(0, 8)));
       const rounds = FULL ? range(20).flatMap(() => steps) : some(steps, 4);
       for (const [index, step] of rounds.entries()) {

@@ -1,49 +1,35 @@
-/** Kills a process at a system call of its own, by strace(1). */
-import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
-import { readFileSync } from 'node:fs';
-import { until } from './deadline.ts';
+/** Faults that the system itself returns, or kills at a system call: by strace, where there is one. */
+import { execFileSync } from 'node:child_process';
+import type { ChildOptions } from './child.ts';
 
-export interface Step { call: string; nth: number }
+/** Why a case can't be had here; undefined if it can. */
+export const noStrace = reason();
 
-/** Why it can't be done here, if it can't. */
-export function noStrace(): string | undefined {
-  const { status, stderr, error } = spawnSync('strace', ['-e', 'trace=none', 'true'], { encoding: 'utf8' });
-  if (error !== undefined) return 'no strace on this machine';
-  return status === 0 ? undefined : `strace can't trace here: ${stderr.trim().split('\n')[0]}`;
-}
-
-/** The calls of these names that a process makes during `task`, in their order. */
-export async function traced(pid: number, calls: readonly string[], file: string, task: () => Promise<unknown>):
-Promise<Step[]> {
-  const tracer = await attach(pid, ['-o', file, '-e', `trace=${calls.join()}`]);
+function reason(): string | undefined {
   try {
-    await task();
-  } finally {
-    await detach(tracer);
+    execFileSync('strace', ['-qq', '-o', '/dev/null', '-e', 'trace=none', 'true'], { stdio: 'ignore' });
+    return undefined;
+  } catch {
+    return 'needs strace, and the right to trace';
   }
-  const counts = new Map<string, number>();
-  return [...readFileSync(file, 'utf8').matchAll(/^(?:\d+ +)?(\w+)\(/gm)].map(([, call = '']) => {
-    const nth = (counts.get(call) ?? 0) + 1;
-    counts.set(call, nth);
-    return { call, nth };
-  });
 }
 
-/** From now on the process is killed on its way into a call. One thread must make all calls of that name. */
-export async function killAt(pid: number, { call, nth }: Step): Promise<ChildProcess> {
-  return attach(pid, ['-o', '/dev/null', '-e', `trace=${call}`, '-e', `inject=${call}:signal=SIGKILL:when=${nth}`]);
+export interface Trace {
+  /** What is done to which calls, as strace's `-e inject` words it: `fdatasync:error=EIO:when=3`. */
+  inject?: string;
+  /** The calls that are looked at: those that touch one of these files, by name or descriptor. */
+  paths?: readonly string[];
+  /** Gets a line a call. */
+  output?: string;
+  calls?: string;
 }
 
-async function attach(pid: number, words: readonly string[]): Promise<ChildProcess> {
-  const tracer = spawn('strace', ['-f', '-p', String(pid), ...words], { stdio: ['ignore', 'ignore', 'pipe'] });
-  let said = '';
-  tracer.stderr?.setEncoding('utf8').on('data', (text: string) => { said += text; });
-  await until(() => said.includes('attached'), 5_000, 'strace at its place');
-  return tracer;
-}
-
-async function detach(tracer: ChildProcess): Promise<void> {
-  const ended = new Promise((resolve) => { tracer.once('exit', resolve); });
-  tracer.kill('SIGINT');
-  await ended;
+/**
+ * Starts a {@link Child} under strace. The tracer stands aside (`-D`), so that the child's pid is its
+ * own; one thread does all file calls, as strace counts `when` for each thread by itself.
+ */
+export function traced({ inject, paths = [], output = '/dev/null', calls = '%file,%desc' }: Trace): ChildOptions {
+  const wrapper = ['strace', '-f', '-D', '-qq', '-s', '16', '-o', output, '-e', `trace=${calls}`, '-e', 'signal=none',
+    ...inject === undefined ? [] : ['-e', `inject=${inject}`], ...paths.flatMap((path) => ['-P', path])];
+  return { wrapper, env: { UV_THREADPOOL_SIZE: '1' } };
 }
