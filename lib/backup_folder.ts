@@ -64,6 +64,18 @@ export class BackupFolder {
     await this.#lock.release();
   }
 
+  /**
+   * Before anything is written: the folder may have been moved or removed by hand, and another be
+   * there by now.
+   *
+   * @throws {Error} It is no longer this one's.
+   */
+  async expectOwned(): Promise<void> {
+    if (await this.#lock.isInPlace()) return;
+    throw new Error(`Cannot write into ${JSON.stringify(this.path)}: its lock is gone, as after the ` +
+      'folder was moved. Start again');
+  }
+
   /** The name for a backup that is made now: greater than all that are there. */
   nextName(sha256: string, atMs: number): string {
     // At once, so that it stands in the line that renames: names come one by one under the lock.
@@ -78,7 +90,11 @@ export class BackupFolder {
 
   /** Those that are there, the newest first, good or not. */
   async all(): Promise<Backup[]> {
-    const backups = this.#parse(await readdir(this.path));
+    const found = await readdir(this.path).catch((cause: NodeJS.ErrnoException) => {
+      if (cause.code === 'ENOENT') return []; // with all that was in it
+      throw new Error(`Cannot read ${JSON.stringify(this.path)}: ${reasonOf(cause)}`, { cause });
+    });
+    const backups = this.#parse(found);
     const names = new Set(backups.map(({ name }) => name));
     for (const name of this.#verdicts.keys()) if (!names.has(name)) this.#verdicts.delete(name);
     return backups.sort((a, b) => b.order - a.order);

@@ -2,7 +2,7 @@
 
 /** Where the time comes from: the seam by which a test moves it. */
 export interface Clock {
-  /** The time of day, in milliseconds since 1970: goes on in the machine's sleep, and may be set. */
+  /** The time of day, in milliseconds since 1970: goes on in the machine's sleep, can be set. */
   wallMs(): number;
   /** Milliseconds that never go back; they may stand still while the machine sleeps. */
   steadyMs(): number;

@@ -50,7 +50,7 @@ const BETWEEN_TRIES_MS = 25;
 const LOOK_EVERY_BYTES = 16 * BLOCK_BYTES;
 /**
  * A page that is mapped and dirty is written to without any trace in the file's times, until the
- * system has written it back: after 30 s and 5 s more at most, as Linux is set. Then the next shows.
+ * system has written it back: after 30 s and 5 s more, as Linux is set. The next one shows.
  */
 const WRITTEN_BACK_MS = 60_000;
 const PAGE_BYTES = 4_096;

@@ -41,7 +41,7 @@ type Outcome = 'made' | 'unchanged' | Error;
 /** Past it `list` and `verify` name the newest only: a reply has a limit. */
 const MOST_TOLD = 1_000;
 const MOST_QUOTED = 200;
-/** A tick of a file's times is 4 or 10 ms; a busy program may rest for 20 in the middle of its work. */
+/** A tick of a file's times is 4 or 10 ms; a busy program may rest for 20 in mid-work. */
 const SETTLE_MS = 100;
 /** From the asking on: leaves 2 s of the 10 that an answer may take to the last try. */
 const PATIENCE_MS = 8_000;
@@ -157,7 +157,7 @@ class BackupEngine {
     await this.#folder.then((folder) => folder.close(), () => {});
   }
 
-  /** Makes a backup of what the source is from now on; never rejects. One runs, one waits, no more. */
+  /** Backs up what the source is from now on; never rejects. One runs, one waits, no more. */
   backUp(): Promise<Outcome> {
     const askedAt = performance.now();
     if (this.#next !== undefined) return this.#next;
@@ -215,6 +215,7 @@ class BackupEngine {
     const folder = await this.#folder;
     const { signal } = this.#stopped;
     signal.throwIfAborted();
+    await folder.expectOwned();
     const latest = await folder.newest();
     if (latest !== undefined && latest.name === this.#known?.name) {
       const now = await stat(this.#source, { bigint: true }).catch(() => undefined);

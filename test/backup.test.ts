@@ -1,7 +1,7 @@
 /** BACKUP's contract. What may go wrong on the way: `faults/backup_*.test.ts`. */
 import { execFile } from 'node:child_process';
 import {
-  existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync,
+  existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { isAbsolute, join } from 'node:path';
@@ -209,6 +209,18 @@ describe('BACKUP', () => {
     });
     expect(files).toEqual([]);
   });
+
+  it('says so when its folder was taken away, and writes into no other', () =>
+    serving({}, async ({ folder, ask }) => {
+      expect(await ask('backup')).toBe('Backup completed');
+      rmSync(folder, { recursive: true });
+      expect(await ask('revert')).toBe(NONE);
+      for (const name of ['list', 'status', 'verify']) JSON.parse(await ask(name));
+      mkdirSync(folder);
+      expect(await ask('backup')).toBe(`Backup failed: Cannot write into ${JSON.stringify(folder)}: its lock ` +
+        'is gone, as after the folder was moved. Start again');
+      expect(readdirSync(folder)).toEqual([]);
+    }));
 
   it('has a folder for its owner alone', () => serving({}, async ({ folder }) => {
     expect(statSync(folder).mode & 0o777).toBe(0o700);

@@ -1,7 +1,7 @@
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
-  appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync,
+  appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, renameSync, rmSync, statSync, symlinkSync,
   truncateSync, utimesSync, writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -119,6 +119,35 @@ describe('copyVerified', () => {
       } })).rejects.toThrow('stopped');
       expect(readdirSync(copies), phase).toEqual([]);
     }
+  });
+
+  it('is not deceived by a source that changes and changes back, so that both readings agree', async () => {
+    const [A, B] = [Buffer.alloc(2 * MIB, 'A'), Buffer.alloc(2 * MIB, 'B')];
+    const { source, copies, copy } = place(A);
+    const changes = [['copying', MIB, B], ['copying', 2 * MIB, A], ['comparing', MIB, B]] as const;
+    let tries = 0;
+    const { copy: made } = await copy({ giveUpAt: performance.now() + 5_000, progress(phase, bytes) {
+      if (phase === 'copying' && bytes === MIB) tries++;
+      const change = changes.find(([when, at]) => tries === 1 && phase === when && bytes === at);
+      if (change !== undefined) writeFileSync(source, change[2], { flag: 'r+' });
+    } });
+    expect(tries, 'tries').toBe(2);
+    expect(readFileSync(join(copies, made?.name ?? '')).equals(B)).toBe(true);
+    expect(readdirSync(copies)).toHaveLength(1);
+  });
+
+  it('takes the generation whole that is replaced by rename while it is copied, at the first try', async () => {
+    const old = Buffer.alloc(2 * MIB, 'old');
+    const { source, copies, copy } = place(old);
+    let tries = 0;
+    const { copy: made } = await copy({ progress(phase, bytes) {
+      if (phase !== 'copying' || bytes !== MIB) return;
+      tries++;
+      writeFileSync(`${source}.new`, 'new');
+      renameSync(`${source}.new`, source);
+    } });
+    expect(tries, 'tries').toBe(1);
+    expect(readFileSync(join(copies, made?.name ?? '')).equals(old)).toBe(true);
   });
 
   it('refuses a file whose length is not told, such as those of /proc', async ({ skip }) => {

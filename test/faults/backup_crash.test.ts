@@ -54,6 +54,9 @@ describe('kill -9', () => {
       await trial.start();
       const steps = await callsDuring(() => trial.ask('backup'), trial.server.pid, CALLS, join(trial.root, 'trace'));
       expect(steps.map(({ call }) => call)).toEqual(expect.arrayContaining(CALLS.slice(0, 8)));
+      const order = steps.map(({ call }) => call).filter((call) => /pwrite64|fsync|rename/.test(call));
+      expect(order, 'synced before it is in place, and its name behind').toEqual(
+        ['pwrite64', 'pwrite64', 'pwrite64', 'fsync', 'rename', 'fsync']);
       const rounds = FULL ? range(20).flatMap(() => steps) : some(steps, 4);
       for (const [index, step] of rounds.entries()) {
         trial.write(content(index + 1));
