@@ -144,7 +144,8 @@ async function rest(
     const stat = await source.stat({ bigint: true });
     const isCoarse = stat.mtimeNs % 1_000_000_000n === 0n;
     // A time in the future, after a clock was set back, is as far from now's as one in the past.
-    const restedMs = Math.abs(Date.now() - Number(stat.mtimeNs / 1_000n) / 1_000);
+    const awayMs = (ns: bigint) => Math.abs(Date.now() - Number(ns / 1_000n) / 1_000);
+    const restedMs = Math.min(awayMs(stat.mtimeNs), awayMs(stat.ctimeNs)); // the first can be set
     const leftMs = (isCoarse ? Math.max(settleMs, COARSE_SETTLE_MS) : settleMs) - restedMs;
     if (leftMs <= 0) return stat;
     if (performance.now() >= giveUpAt) throw new Unsteady();

@@ -213,8 +213,6 @@ class BackupEngine {
 
   async #copy(askedAt: number, atMs: number): Promise<'made' | 'unchanged'> {
     const folder = await this.#folder;
-    const { signal } = this.#stopped;
-    signal.throwIfAborted();
     await folder.expectOwned();
     const latest = await folder.newest();
     if (latest !== undefined && latest.name === this.#known?.name) {
@@ -227,7 +225,7 @@ class BackupEngine {
       unless: latest?.path,
       settleMs: this.#settleMs,
       giveUpAt: askedAt + this.#patienceMs,
-      signal,
+      signal: this.#stopped.signal,
       progress: (phase, bytes, of) => { this.#progress = { phase, bytes, of }; },
     });
     if (copy !== undefined) folder.vouchFor(copy.name, copy.identity);

@@ -1,7 +1,7 @@
 /** BACKUP's contract. What may go wrong on the way: `faults/backup_*.test.ts`. */
 import { execFile } from 'node:child_process';
 import {
-  existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync,
+  existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, utimesSync, writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { isAbsolute, join } from 'node:path';
@@ -182,6 +182,17 @@ describe('BACKUP', () => {
       expect(files()).toHaveLength(4);
     });
   });
+
+  it('sees a change that hides: same length, old times', () => serving({}, async ({ source, ask }) => {
+    const age = () => utimesSync(source, 1_000_000, 1_000_000);
+    age();
+    for (const _ of range(2)) expect(await ask('backup')).toBe('Backup completed');
+    expect(JSON.parse(await ask('status')).last).toMatchObject({ outcome: 'unchanged' });
+    writeFileSync(source, 'FIRST');
+    age();
+    expect(await ask('backup')).toBe('Backup completed');
+    expect(readFileSync(await ask('revert'), 'utf8')).toBe('FIRST');
+  }));
 
   it('never answers with what another source left in the folder, be it of the same name', async () => {
     const folder = join(root, 'shared');

@@ -1,8 +1,8 @@
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
-  appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, renameSync, rmSync, statSync, symlinkSync,
-  truncateSync, utimesSync, writeFileSync,
+  appendFileSync, chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, renameSync,
+  rmSync, statSync, symlinkSync, truncateSync, utimesSync, writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -78,6 +78,15 @@ describe('copyVerified', () => {
     expect((await copy()).sourceIdentity).toMatch(/^\d+:\d+:1:\d+:\d+$/);
   });
 
+  it('gives a group\'s rights to no other group', async ({ skip }) => {
+    if (process.getuid?.() !== 0) return skip('only root may give a file to any group');
+    const { source, copies, copy } = place('for one group');
+    chownSync(source, 0, 54_321);
+    chmodSync(source, 0o640);
+    const { copy: made } = await copy();
+    expect(statSync(join(copies, made?.name ?? '')).mode & 0o777).toBe(0o600);
+  });
+
   it('waits until the source was left alone', async () => {
     const { source, copy } = place('x');
     const began = performance.now();
@@ -87,6 +96,14 @@ describe('copyVerified', () => {
     clearInterval(writer);
     expect(performance.now() - began).toBeGreaterThan(500);
     expect(made?.bytes).toBe(statSync(source).size);
+  });
+
+  it('waits after a write that hides its time', async () => {
+    const { source, copy } = place('x');
+    utimesSync(source, 1_000, 1_000.5);
+    const began = performance.now();
+    await copy({ settleMs: 150, giveUpAt: began + 5_000 });
+    expect(performance.now() - began).toBeGreaterThan(100);
   });
 
   it('waits longer where the file system counts whole seconds', async () => {

@@ -9,7 +9,7 @@ import { pause, within } from '../helpers/deadline.ts';
 import { range } from '../helpers/ended.ts';
 import { FULL, fault, some } from '../helpers/faults.ts';
 import { monitored } from '../helpers/monitor.ts';
-import { seeded } from '../helpers/random.ts';
+import { fuzzRuns, seeded } from '../helpers/random.ts';
 import { RawClient } from '../helpers/raw_client.ts';
 import { noStrace } from '../helpers/strace.ts';
 
@@ -57,7 +57,7 @@ describe('kill -9', () => {
       const order = steps.map(({ call }) => call).filter((call) => /pwrite64|fsync|rename/.test(call));
       expect(order, 'synced before it is in place, and its name behind').toEqual(
         ['pwrite64', 'pwrite64', 'pwrite64', 'fsync', 'rename', 'fsync']);
-      const rounds = FULL ? range(20).flatMap(() => steps) : some(steps, 4);
+      const rounds = FULL ? range(fuzzRuns(20)).flatMap(() => steps) : some(steps, 4);
       for (const [index, step] of rounds.entries()) {
         trial.write(content(index + 1));
         await killAt(trial.server.pid, step);
