@@ -18,7 +18,7 @@ export interface Backup extends BackupName {
 export interface GoodBackup extends Backup { bytes: number }
 
 /** What was found out about a file, and holds as long as it has this identity. */
-interface Verdict { identity: string; isGood: boolean | Promise<boolean> }
+interface Verdict { identity: string; isGood: boolean | Promise<boolean | undefined> }
 
 const LOCK = '.portcall-backup.lock';
 
@@ -26,12 +26,13 @@ export class BackupFolder {
   readonly path: string;
   readonly #names: BackupNames;
   readonly #lock: FolderLock;
+  readonly #signal: AbortSignal;
   readonly #verdicts = new Map<string, Verdict>();
-  readonly #stopped = new AbortController();
 
-  private constructor(path: string, source: string, lock: FolderLock) {
+  private constructor(path: string, source: string, signal: AbortSignal, lock: FolderLock) {
     this.path = path;
     this.#names = namesFor(source);
+    this.#signal = signal;
     this.#lock = lock;
   }
 
@@ -39,17 +40,19 @@ export class BackupFolder {
    * Makes the folder if need be, for its owner alone; locks it; removes what a killed owner left.
    *
    * @param path An absolute path, as `source` is.
+   * @param signal Ends readings that go on.
    * @throws {Error} Another process holds the folder: its pid is told. Or it can't be made or read.
    */
-  static async open(path: string, source: string): Promise<BackupFolder> {
+  static async open(path: string, source: string, signal: AbortSignal): Promise<BackupFolder> {
     let lock: FolderLock | undefined;
     try {
       await mkdir(path, { recursive: true, mode: 0o700 });
       lock = await lockFolder(path, { name: LOCK });
       for (const name of await readdir(path)) {
-        if (isTemporary(name)) await rm(join(path, name), { force: true });
+        // A folder of such a name is no copy of ours, and stays.
+        if (isTemporary(name)) await unlink(join(path, name)).catch(() => {});
       }
-      return new BackupFolder(path, source, lock);
+      return new BackupFolder(path, source, signal, lock);
     } catch (cause) {
       await lock?.release();
       const { syscall, message } = cause as NodeJS.ErrnoException;
@@ -58,10 +61,9 @@ export class BackupFolder {
     }
   }
 
-  /** Ends readings that go on, and lets the folder go. */
-  async close(): Promise<void> {
-    this.#stopped.abort(new Error('the service stops'));
-    await this.#lock.release();
+  /** Lets the folder go. */
+  close(): Promise<void> {
+    return this.#lock.release();
   }
 
   /**
@@ -72,8 +74,8 @@ export class BackupFolder {
    */
   async expectOwned(): Promise<void> {
     if (await this.#lock.isInPlace()) return;
-    throw new Error(`Cannot write into ${JSON.stringify(this.path)}: its lock is gone, as after the ` +
-      'folder was moved. Start again');
+    throw new Error(`Cannot write into ${JSON.stringify(this.path)}: its lock is gone, as after ` +
+      'the folder was moved. Start again');
   }
 
   /** The name for a backup that is made now: greater than all that are there. */
@@ -130,12 +132,13 @@ export class BackupFolder {
     const bad: Backup[] = [];
     let checked = 0;
     for (const backup of await this.all()) {
-      const identity = await identityAt(backup.path);
-      if (identity === undefined) continue;
+      const stat = await plainStat(backup.path);
+      if (stat === undefined) continue;
+      const identity = identityOf(stat);
       const isGood = await this.#read(backup, identity);
-      this.#verdicts.set(backup.name, { identity, isGood });
+      if (isGood !== undefined) this.#verdicts.set(backup.name, { identity, isGood });
       checked++;
-      if (!isGood) bad.push(backup);
+      if (isGood !== true) bad.push(backup);
     }
     return { checked, bad };
   }
@@ -143,16 +146,23 @@ export class BackupFolder {
   /**
    * Removes what is not to be kept. To be called when the newest good one was just seen: it stays,
    * whatever `keep` says. Bad ones don't count, and go with the good ones of their age.
+   *
+   * @throws {Error} One can't be removed.
    */
   async prune(keep: Keep): Promise<void> {
     const all = await this.all();
-    const notBad = all.filter(({ name }) => this.#verdicts.get(name)?.isGood !== false);
-    const kept = retained(notBad, keep);
+    const isBad = ({ name }: Backup): boolean => this.#verdicts.get(name)?.isGood === false;
+    const kept = retained(all.filter((backup) => !isBad(backup)), keep);
     const oldest = Math.min(...[...kept].map(({ order }) => order));
     const gone = all.filter((backup) =>
-      (notBad.includes(backup) ? !kept.has(backup) : backup.order < oldest));
-    for (const { path } of gone) await unlink(path).catch(ignoreMissing);
-    if (gone.length > 0) await syncFolder(this.path);
+      (isBad(backup) ? backup.order < oldest : !kept.has(backup)));
+    try {
+      for (const { path } of gone) await rm(path, { force: true });
+      if (gone.length > 0) await syncFolder(this.path);
+    } catch (cause) {
+      throw new Error(`Cannot remove an old backup from ${JSON.stringify(this.path)}: ` +
+        reasonOf(cause), { cause });
+    }
   }
 
   #parse(names: readonly string[]): Backup[] {
@@ -171,39 +181,35 @@ export class BackupFolder {
       // Whoever asks meanwhile shares it.
       verdict = { identity, isGood: this.#read(backup, identity) };
       this.#verdicts.set(backup.name, verdict);
-      verdict.isGood = await verdict.isGood;
+      const isGood = await verdict.isGood;
+      if (isGood !== undefined) verdict.isGood = isGood;
+      else if (this.#verdicts.get(backup.name) === verdict) this.#verdicts.delete(backup.name);
     }
     return await verdict.isGood ? { ...backup, bytes: Number(stat.size) } : undefined;
   }
 
-  /** Whether a file has the hash that its name says, and was one and the same all the while. */
-  async #read({ path, sha256 }: Backup, identity: string): Promise<boolean> {
+  /**
+   * Whether a file has the hash that its name says, and was one and the same all the while.
+   * Undefined: it can't be read now, for which it may not be to blame.
+   */
+  async #read({ path, sha256 }: Backup, identity: string): Promise<boolean | undefined> {
     const file = await openToRead(path).catch(() => undefined);
-    if (file === undefined) return false;
     try {
-      const before = await file.stat({ bigint: true });
-      return await hashOf(file, Number(before.size), this.#stopped.signal) === sha256 &&
+      const before = await file?.stat({ bigint: true });
+      if (file === undefined || before === undefined) return undefined;
+      return await hashOf(file, Number(before.size), this.#signal) === sha256 &&
         [before, await file.stat({ bigint: true })].every((stat) => identityOf(stat) === identity);
     } catch {
-      this.#stopped.signal.throwIfAborted();
-      return false; // what the disk no longer gives is no backup
+      this.#signal.throwIfAborted();
+      return undefined;
     } finally {
-      await file.close();
+      await file?.close();
     }
   }
-}
-
-async function identityAt(path: string): Promise<string | undefined> {
-  const stat = await plainStat(path);
-  return stat && identityOf(stat);
 }
 
 /** Undefined: there is nothing, or no plain file; a symbolic link is none. */
 async function plainStat(path: string) {
   const stat = await lstat(path, { bigint: true }).catch(() => undefined);
   return stat?.isFile() ? stat : undefined;
-}
-
-function ignoreMissing(error: NodeJS.ErrnoException): void {
-  if (error.code !== 'ENOENT') throw error;
 }

@@ -17,8 +17,8 @@ export type Period = keyof typeof PERIODS;
 
 /**
  * A number: so many, the newest ones. By periods, `{ hours: 24, days: 7 }`: the newest of each of
- * the latest 24 hours that have one, and of each of the latest 7 days that have one; what counts for
- * several is kept once. `'gfs'`, grandfather–father–son: {@link GFS}.
+ * the latest 24 hours that have one, and of each of the latest 7 days that have one; what counts
+ * for several is kept once. `'gfs'`, grandfather–father–son: {@link GFS}.
  */
 export type Keep = number | 'gfs' | Readonly<Partial<Record<Period, number>>>;
 

@@ -5,9 +5,10 @@ import { resolve } from 'node:path';
 import type { Context, Service } from '../lib/index.ts';
 import { raw } from '../lib/dialects/raw.ts';
 import { BackupFolder, type Backup, type GoodBackup } from '../lib/backup_folder.ts';
-import { identityOf, kindOf, openToRead } from '../lib/untrusted_file.ts';
+import { OneAtATime } from '../lib/one_at_a_time.ts';
 import { checkKeep, type Keep } from '../lib/retention.ts';
 import { Schedule, type Clock } from '../lib/schedule.ts';
+import { identityOf, kindOf, openToRead } from '../lib/untrusted_file.ts';
 import { copyVerified } from '../lib/verified_copy.ts';
 
 export interface BackupOptions {
@@ -111,8 +112,8 @@ class BackupEngine {
   readonly #folder: Promise<BackupFolder>;
   readonly #schedule: Schedule;
   readonly #stopped = new AbortController();
-  #running: Promise<Outcome> | undefined;
-  #next: Promise<Outcome> | undefined; // shared by all who asked since the running one began
+  readonly #copies = new OneAtATime((askedAt) => this.#run(askedAt));
+  readonly #checks = new OneAtATime(async () => (await this.#folder).verify());
   #progress: { phase: 'copying' | 'comparing'; bytes: number; of: number } | undefined;
   #runs = 0;
   #last: { at: string; outcome: 'made' | 'unchanged' | 'failed'; error?: string } | undefined;
@@ -137,9 +138,9 @@ class BackupEngine {
     this.#patienceMs = patienceMs;
     this.#clock = options.clock;
     refuseOther(this.#source);
-    this.#schedule = new Schedule({ everyMs, task: () => this.#running ?? this.backUp(),
+    this.#schedule = new Schedule({ everyMs, task: () => this.#copies.running ?? this.backUp(),
       ...(options.clock && { clock: options.clock }) });
-    this.#folder = BackupFolder.open(this.#path, this.#source);
+    this.#folder = BackupFolder.open(this.#path, this.#source, this.#stopped.signal);
     this.ready = this.#folder.then(() => {});
     this.ready.catch(() => {}); // told to whoever awaits it, and to each client
     if (options.startAtOnce === true) this.#schedule.start({ atOnce: true });
@@ -153,19 +154,13 @@ class BackupEngine {
   async stop(): Promise<void> {
     this.#schedule.stop();
     this.#stopped.abort(new Error('Cannot go on: the service stops'));
-    await Promise.all([this.#running, this.#next]);
+    await Promise.all([this.#copies.ended(), this.#checks.ended()]);
     await this.#folder.then((folder) => folder.close(), () => {});
   }
 
-  /** Backs up what the source is from now on; never rejects. One runs, one waits, no more. */
+  /** Backs up what the source is from now on. Never rejects. */
   backUp(): Promise<Outcome> {
-    const askedAt = performance.now();
-    if (this.#next !== undefined) return this.#next;
-    if (this.#running === undefined) return this.#running = this.#run(askedAt);
-    return this.#next = this.#running.then(() => {
-      this.#next = undefined;
-      return this.#running = this.#run(askedAt);
-    });
+    return this.#copies.run();
   }
 
   async newest(): Promise<GoodBackup | undefined> {
@@ -177,7 +172,7 @@ class BackupEngine {
   }
 
   async verify(): Promise<{ checked: number; good: number; bad: string[] }> {
-    const { checked, bad } = await (await this.#folder).verify();
+    const { checked, bad } = await this.#checks.run();
     return { checked, good: checked - bad.length, bad: pathsOf(bad) };
   }
 
@@ -188,7 +183,7 @@ class BackupEngine {
     return {
       source: this.#source, folder: this.#path, everyMs: this.#everyMs, keep: this.#keep,
       trouble: await troubleWith(this.#source),
-      doing: this.#running !== undefined ? 'copying'
+      doing: this.#copies.running !== undefined ? 'copying'
         : nextAtMs === undefined ? 'waiting for a client' : 'waiting',
       progress: this.#progress ?? null,
       nextAt: nextAtMs === undefined ? null : timeOf(nextAtMs),
@@ -203,11 +198,12 @@ class BackupEngine {
   async #run(askedAt: number): Promise<Outcome> {
     const atMs = this.#clock?.wallMs() ?? Date.now();
     const outcome = await this.#copy(askedAt, atMs).catch((error: Error): Outcome => error);
-    const at = timeOf(atMs);
+    const isFailed = outcome instanceof Error;
+    const trouble = isFailed ? outcome : await this.#prune();
     this.#runs++;
-    this.#last = outcome instanceof Error
-      ? { at, outcome: 'failed', error: outcome.message } : { at, outcome };
-    this.#progress = this.#running = undefined;
+    this.#last = { at: timeOf(atMs), outcome: isFailed ? 'failed' : outcome,
+      ...(trouble && { error: trouble.message }) };
+    this.#progress = undefined;
     return outcome;
   }
 
@@ -233,8 +229,12 @@ class BackupEngine {
     if (sourceIdentity !== undefined && name !== undefined) {
       this.#known = { identity: sourceIdentity, name };
     }
-    await folder.prune(this.#keep);
     return copy === undefined ? 'unchanged' : 'made';
+  }
+
+  /** What is too old and stays is no reason to call a backup failed. */
+  async #prune(): Promise<Error | undefined> {
+    return (await this.#folder).prune(this.#keep).then(() => undefined, (error: Error) => error);
   }
 }
 

@@ -40,6 +40,7 @@ describe('strangers in the folder', () => {
       symlinkSync(victim, join(trial.folder, newer));
       mkdirSync(join(trial.folder, newer.replace('999.', '998.')));
       symlinkSync(victim, join(trial.folder, '.portcall-0123456789abcdef.part'));
+      mkdirSync(join(trial.folder, '.portcall-0123456789abcde0.part'));
       symlinkSync(victim, join(trial.folder, basename(path).replace('0000000001', '0000000002')));
       expect(await trial.ask('revert')).toBe(path);
       const [second = ''] = await backUpAll(trial, ['second']);
