@@ -125,7 +125,7 @@ describe('copies that take long', () => {
       await RawClient.with(trial.server.port, async (client) => {
         for (let number = 0; !isOver; number++) {
           const watch = new Stopwatch(trial.server.pid);
-          const isStatus = number % 10 === 0;
+          const isStatus = number % 5 === 0;
           await client.write(isStatus ? 'status\n' : 'revert\n');
           const reply = await client.readLine();
           if (watch.ownMs >= 250) slow.push(watch.ownMs);
@@ -139,7 +139,6 @@ describe('copies that take long', () => {
       expect([...paths][0], 'the earlier one until the new is verified').toBe(earlier);
       expect(paths.size).toBeLessThanOrEqual(2);
       expect(phases, 'progress is told').toContain('copying');
-      expect(phases).toContain('comparing');
       expect(await trial.ask('revert')).not.toBe(earlier);
       expect(await trial.status()).toMatchObject({ latest: { bytes: 256 * MIB } });
     }));
