@@ -80,10 +80,11 @@ export async function copyVerified(
     try {
       return await tryToCopy(file, folder, options);
     } catch (error) {
-      if (!(error instanceof Unsteady)) throw error;
-      if (performance.now() >= giveUpAt) {
-        throw new Error(`Cannot copy ${JSON.stringify(source)}: it does not hold still`,
-          { cause: error });
+      const isUnsteady = error instanceof Unsteady;
+      if (!isUnsteady && !isOfSystem(error)) throw error;
+      const why = isUnsteady ? 'it does not hold still' : reasonOf(error);
+      if (!isUnsteady || performance.now() >= giveUpAt) {
+        throw new Error(`Cannot copy ${JSON.stringify(source)}: ${why}`, { cause: error });
       }
     } finally {
       await file.close();
@@ -114,7 +115,7 @@ async function tryToCopy(
     .catch((cause: unknown) => { throw unwritable(folder, cause); });
   try {
     const sha256 = await write(copy, source, before, options)
-      .catch((error: unknown) => { throw isOfSystem(error) ? unwritable(folder, error) : error; });
+      .catch((error: unknown) => { throw isOfWriting(error) ? unwritable(folder, error) : error; });
     const isEqual = await compare(source, copy, Number(before.size), options);
     await expectSame(source, before);
     if (!isEqual) throw new Unsteady();
@@ -245,6 +246,10 @@ async function compare(
 
 function isOfSystem(error: unknown): boolean {
   return (error as NodeJS.ErrnoException).syscall !== undefined;
+}
+
+function isOfWriting(error: unknown): boolean {
+  return isOfSystem(error) && (error as NodeJS.ErrnoException).syscall !== 'read';
 }
 
 function unwritable(folder: string, cause: unknown): Error {

@@ -1,10 +1,12 @@
 /** BACKUP's contract. What may go wrong on the way: `faults/backup_*.test.ts`. */
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import {
   existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, utimesSync, writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { isAbsolute, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterAll, describe, expect, it } from 'vitest';
 import { MicroClient, MicroServer } from '../lib/index.ts';
@@ -39,6 +41,24 @@ async function serving<T>(options: Partial<BackupOptions>, task: (set: Set) => P
     return await task({ port, source, folder, ask, stop: () => server.stop() });
   } finally {
     await server.stop();
+  }
+}
+
+/** A command that serves until the test ends it. */
+async function commanded<T>(args: readonly string[], task: (port: number) => Promise<T>): Promise<T> {
+  const words = ['--import', 'tsx', 'lib/cli.ts', 'serve', 'backup', '--port', '0', ...args];
+  const child = spawn(process.execPath, words, { cwd: fileURLToPath(new URL('..', import.meta.url)) });
+  const ended = once(child, 'exit');
+  let said = '';
+  child.stderr.setEncoding('utf8').on('data', (text: string) => { said += text; });
+  try {
+    const [first] = await within(15_000, once(child.stdout, 'data'), 'that it listens');
+    const result = await task(Number(/127\.0\.0\.1:(\d+) \(BACKUP\)/.exec(String(first))?.[1]));
+    child.kill('SIGTERM');
+    expect([await within(10_000, ended, 'its end'), said]).toEqual([[0, null], '']);
+    return result;
+  } finally {
+    child.kill('SIGKILL');
   }
 }
 
@@ -232,6 +252,23 @@ describe('BACKUP', () => {
         'is gone, as after the folder was moved. Start again');
       expect(readdirSync(folder)).toEqual([]);
     }));
+
+  it('is served by one command, durations and all, and drains', async () => {
+    const [source, folder] = [join(root, 'served.txt'), join(root, 'served')];
+    writeFileSync(source, 'served');
+    const args = ['--source', source, '--folder', folder, '--every', '1.5m', '--keep', 'gfs', '--start-at-once'];
+    const path = await commanded(args, (port) => RawClient.with(port, async (client) => {
+      await client.write('status\n');
+      expect(JSON.parse(await client.readLine())).toMatchObject({ source, folder, everyMs: 90_000, keep: 'gfs' });
+      return until(async () => {
+        await client.write('revert\n');
+        const reply = await client.readLine();
+        return reply === NONE ? undefined : reply;
+      }, 5_000, 'the first');
+    }));
+    expect(readFileSync(path, 'utf8')).toBe('served');
+    expect(readdirSync(folder).map((name) => join(folder, name)), 'nothing else stays').toEqual([path]);
+  });
 
   it('has a folder for its owner alone', () => serving({}, async ({ folder }) => {
     expect(statSync(folder).mode & 0o777).toBe(0o700);

@@ -26,10 +26,13 @@ export async function callsDuring(
 /**
  * From now on the process is killed on its way into a call. Calls are counted for each thread by
  * itself: one thread must make all of that name.
+ *
+ * @returns What calls it off.
  */
-export async function killAt(pid: number, { call, nth }: Step): Promise<void> {
+export async function killAt(pid: number, { call, nth }: Step): Promise<() => Promise<void>> {
   const inject = `inject=${call}:signal=SIGKILL:when=${nth}`;
-  await attach(pid, ['-o', '/dev/null', '-e', `trace=${call}`, '-e', inject]);
+  const tracer = await attach(pid, ['-o', '/dev/null', '-e', `trace=${call}`, '-e', inject]);
+  return () => detach(tracer);
 }
 
 async function attach(pid: number, words: readonly string[]): Promise<ChildProcess> {
@@ -42,6 +45,7 @@ async function attach(pid: number, words: readonly string[]): Promise<ChildProce
 }
 
 async function detach(tracer: ChildProcess): Promise<void> {
+  if (tracer.exitCode !== null) return;
   const ended = new Promise((resolve) => { tracer.once('exit', resolve); });
   tracer.kill('SIGINT');
   await ended;
