@@ -17,7 +17,7 @@ const GIB = 1024 * MIB;
 
 describe('a source that comes and goes', () => {
   fault('F07', 'source missing at start', () =>
-    Trial.with({ content: undefined, everyMs: 500 }, async (trial) => {
+    Trial.with({ content: undefined, everyMs: 300 }, async (trial) => {
       expect(await trial.ask('revert')).toBe(NONE);
       const trouble = `Cannot open ${JSON.stringify(trial.source)}: no such file or directory`;
       expect(await trial.status()).toMatchObject({ trouble, latest: null });
@@ -25,19 +25,19 @@ describe('a source that comes and goes', () => {
       await until(async () => (await trial.status())['runs'] as number > 2, 5_000, 'two intervals');
       expect(await trial.ask('revert')).toBe(NONE);
       trial.write('there');
-      await trial.backedUp('there', 2 * 500 + 250);
+      await trial.backedUp('there', 2 * 300 + 250);
       expect(await trial.status()).toMatchObject({ trouble: null });
     }));
 
   fault('F08', 'source goes missing, comes back changed', () =>
-    Trial.with({ everyMs: 500 }, async (trial) => {
+    Trial.with({ everyMs: 300 }, async (trial) => {
       await trial.backedUp('first', 2_000);
       rmSync(trial.source);
       await until(async () => JSON.stringify((await trial.status())['last']).includes('no such file'), 2_000,
         'that it is missed');
       expect((await trial.revert())?.toString(), 'the last good stays').toBe('first');
       trial.write('second');
-      await trial.backedUp('second', 2 * 500 + 250);
+      await trial.backedUp('second', 2 * 300 + 250);
       expect(trial.files()).toHaveLength(2);
     }));
 });

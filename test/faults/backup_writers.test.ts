@@ -59,7 +59,7 @@ describe('a source in use', () => {
   fault('F03', 'source rewritten slowly, over 3 s, then still', () =>
     Trial.with({ everyMs: 500, content: '' }, async (trial) => {
       const text = 'slowly '.repeat(20);
-      const steps = FULL ? 60 : 15;
+      const steps = FULL ? 60 : 10;
       for (let step = 1; step <= steps; step++) {
         trial.write(text.slice(0, Math.ceil((text.length * step) / steps)));
         await pause(50);
@@ -69,7 +69,7 @@ describe('a source in use', () => {
 
   fault('F04', 'source always changing', () => {
     const bytes = MIB;
-    const patienceMs = FULL ? 8_000 : 1_000;
+    const patienceMs = FULL ? 8_000 : 600;
     return Trial.with({ content: generationZero(bytes), patienceMs, settleMs: SETTLE_MS }, async (trial) => {
       const round = async (expected: string | number) => {
         const began = performance.now();
@@ -106,7 +106,7 @@ describe('a source in use', () => {
     const bytes = 512 * 1024;
     return Trial.with({ content: generationZero(bytes), everyMs: 50, settleMs: SETTLE_MS }, async (trial) => {
       const last = await writing({ file: trial.source, bytes, way: 'resize', restsMs: 800 },
-        () => pause(FULL ? 10_000 : 800));
+        () => pause(FULL ? 10_000 : 400));
       expect(await trial.ask('backup', 10_000)).toBe('Backup completed');
       expect(generationIn(await trial.revert() as Buffer, bytes)).toBe(last);
       const list = JSON.parse(await trial.ask('list')) as { path: string }[];
