@@ -11,6 +11,7 @@ import { parseArgs } from 'node:util';
 import { MicroClient, MicroError, MicroServer, stopOnSignals } from './index.ts';
 import type { Callback, Dialect, ErrorCode, Service } from './index.ts';
 import { parseDuration, parseSize } from './units.ts';
+import type { BackupOptions } from '../services/backup.ts';
 
 /** What to type to run this file again. */
 const SELF = import.meta.url.endsWith('.ts') ? 'npx tsx lib/cli.ts' : 'npx portcall';
@@ -51,6 +52,25 @@ interface BuiltIn {
 }
 
 const BUILT_INS: Readonly<Record<string, BuiltIn>> = {
+  backup: {
+    key: 'BACKUP',
+    options: {
+      source: { value: 'FILE', help: 'what to back up' },
+      every: { value: '1m', as: 'everyMs', read: parseDuration, help: 'how often; 5 is 5 seconds' },
+      folder: { value: 'FOLDER', help: 'where its files go' },
+      keep: {
+        value: '10', help: 'how many; gfs: of 24 hours, 7 days, 4 weeks and 12 months',
+        read: (text) => (text === 'gfs' ? text : Number(text)),
+      },
+      'start-at-once': { as: 'startAtOnce', help: 'the first now, not one interval after a client came' },
+    },
+    async create(options) {
+      const { createBackup } = await import('../services/backup.ts');
+      const service = createBackup(options as unknown as BackupOptions);
+      await service.ready;
+      return service;
+    },
+  },
   echo: {
     key: 'ECHO',
     port: 0,
