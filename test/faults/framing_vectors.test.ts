@@ -8,6 +8,7 @@ import { seeded } from '../helpers/random.ts';
 import { ServerProcess } from '../helpers/server_process.ts';
 import { stillServes } from '../helpers/still_serves.ts';
 import { eventsOf, loadVectors, type Vector } from '../helpers/vectors.ts';
+import { greetingOf } from '../helpers/zmtp_wire.ts';
 
 const files = readdirSync(new URL('../vectors/', import.meta.url)).filter((file) => file.endsWith('.json')).sort();
 const vectors = files.flatMap((file) =>
@@ -18,17 +19,21 @@ const shown = vectors.filter(({ name, events }) => events.length > 0 && !name.st
 const CUTS = 3_000; // of some 30,000, in the quick run
 const LONG_BYTES = 2_000; // of these, not every cut
 
-const servers = new Map<number, Promise<ServerProcess>>();
+const servers = new Map<string, Promise<ServerProcess>>();
 afterAll(async () => {
   for (const server of servers.values()) await (await server).kill();
 });
 
-/** An echo server with this limit. */
-function echo(maxMessageBytes: number): Promise<ServerProcess> {
-  const server = servers.get(maxMessageBytes) ?? ServerProcess.start({ options: { maxMessageBytes } });
-  servers.set(maxMessageBytes, server);
+/** An echo server with the limit of this vector, and with ZMTP if that is its dialect. */
+function echo(vector: Vector): Promise<ServerProcess> {
+  const { maxMessageBytes, dialect } = vector;
+  const id = idOf(vector);
+  const server = servers.get(id)
+    ?? ServerProcess.start({ zmtp: dialect === 'zmtp', options: { maxMessageBytes } });
+  servers.set(id, server);
   return server;
 }
+const idOf = ({ maxMessageBytes, dialect }: Vector): string => `${maxMessageBytes} ${dialect === 'zmtp'}`;
 
 type Row = Packets & { vector: Vector };
 
@@ -50,9 +55,10 @@ class Differences {
 async function sameAnswers(rows: readonly Row[]): Promise<void> {
   const differences = new Differences();
   const shownOf = (answer: Buffer) => answer.toString('latin1').replace(/^\{"requests":.*/gm, 'the numbers of $stats');
-  for (const max of new Set(rows.map(({ vector }) => vector.maxMessageBytes))) {
-    const server = await echo(max);
-    const ofServer = rows.filter(({ vector }) => vector.maxMessageBytes === max);
+  for (const id of new Set(rows.map(({ vector }) => idOf(vector)))) {
+    const ofServer = rows.filter(({ vector }) => idOf(vector) === id);
+    const { vector: one } = ofServer[0] as Row;
+    const [server, max] = [await echo(one), one.maxMessageBytes];
     await monitored(server, max < 100 ? { ask: '$ping', reply: 'pong' } : {}, async () => {
       const wholes = new Map<Vector, string>();
       const uncut = [...new Set(ofServer.map(({ vector }) => vector))].map((vector) =>
@@ -79,8 +85,10 @@ function sameEvents(rows: readonly Row[]): void {
   differences.check();
 }
 
-function cutsOf({ bytes }: Vector): number[] {
-  if (bytes.length <= LONG_BYTES) return everyCut(bytes);
+/** A greeting that many begin with is cut in those that are about it. */
+function cutsOf({ bytes, peer }: Vector): number[] {
+  const opened = peer === undefined ? 0 : greetingOf(peer).length;
+  if (bytes.length <= LONG_BYTES) return everyCut(bytes).filter((cut) => cut >= opened);
   return [1, ...seeded().sample(everyCut(bytes), FULL ? 2_000 : 20), bytes.length - 1];
 }
 
@@ -107,4 +115,4 @@ fault('A02', `each of ${shown.length} vectors in a codec, in 1-byte packets`, as
   sameEvents(shown.map((vector) => ({ ...inBytes(vector.bytes), vector })));
 });
 
-for (const id of ['A01', 'A02']) fault.skip(id, 'not built yet', 'the vectors of raw, sized header and ZMTP');
+for (const id of ['A01', 'A02']) fault.skip(id, 'not built yet', 'the vectors of raw and sized header');

@@ -1,6 +1,7 @@
 /** A MicroServer as a process of its own: see `../server_process.ts`, which starts and asks it. */
 import { appendFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
+import { zmtp } from '../../../lib/dialects/zmtp.ts';
 import { MicroServer, stopOnSignals, type Callback } from '../../../lib/micro_server.ts';
 import { answer, given, ready } from '../child.ts';
 import type { Order, ServerSetUp, Vitals } from '../server_process.ts';
@@ -94,7 +95,8 @@ function warmUp(): void {
 }
 
 const key = setUp.key ?? 'TESTED';
-const server = new MicroServer(callback, key, { ports: { [key]: setUp.address ?? 0 }, ...setUp.options });
+const server = new MicroServer(callback, key,
+  { ports: { [key]: setUp.address ?? 0 }, dialects: setUp.zmtp ? [zmtp()] : [], ...setUp.options });
 if (setUp.signals) stopOnSignals(server);
 
 answer({
