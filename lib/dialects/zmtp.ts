@@ -83,7 +83,7 @@ class ZmtpCodec implements Codec {
   #hold(piece: Buffer): Buffer {
     const bytes = this.#heldBytes + piece.length;
     if (bytes > this.#held.length) {
-      const grown = Buffer.allocUnsafe(Math.max(bytes, Math.min(8 * bytes, this.#wantedBytes)));
+      const grown = Buffer.allocUnsafe(Math.max(bytes, Math.min(16 * bytes, this.#wantedBytes)));
       this.#held.copy(grown, 0, 0, this.#heldBytes);
       this.#held = grown;
     }

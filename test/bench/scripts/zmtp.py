@@ -13,7 +13,7 @@ def router():
     socket = context.socket(zmq.ROUTER)
     print(socket.bind_to_random_port('tcp://127.0.0.1'), flush=True)
     while True:
-        socket.send_multipart(socket.recv_multipart(copy=False), copy=False)
+        socket.send_multipart(socket.recv_multipart())
 
 
 def dealer(port):
