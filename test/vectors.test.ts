@@ -39,7 +39,8 @@ async function checkServer(server: MicroServer, vector: Omit<Vector, 'dialect'> 
 describe.each(FILES)('%s', (file) => {
   const vectors = loadVectors(file);
   it.each(vectors)('a codec, in any split: $name', (vector) => {
-    const opened = vector.peer === undefined ? 0 : greetingOf(vector.peer).length; // is cut in others
+    // A greeting that many begin with is cut in those that are about it.
+    const opened = vector.peer === undefined ? 0 : greetingOf(vector.peer).length;
     for (const [how, pieces] of splits(vector.bytes)) {
       if (pieces.length !== 2 || pieces[0]!.length >= opened) checkVector(vector, pieces, how);
     }

@@ -26,7 +26,7 @@ const [MORE, LONG, COMMAND] = [1, 2, 4]; // a frame's flags
 const MAX_FRAMES = 1_024; // of a message: empty parts never reach a limit of bytes
 const MAX_COMMAND_BYTES = 8 * 1024; // as a hello of frames
 const MAX_ENVELOPE_BYTES = 4 * 1024; // 16 hops of the longest identity
-const [MAX_IDENTITY_BYTES, MAX_CONTEXT_BYTES] = [255, 16]; // the latter of a PING
+const MAX_CONTEXT_BYTES = 16; // of a PING
 const LARGE_BYTES = 64 * 1024; // from here on a part stays where it was read
 const [SIGNATURE_BYTES, GREETING_BYTES] = [10, 64];
 const OPENING = Buffer.from('ff00000000000000007f03', 'hex'); // the signature, and that we speak 3
@@ -83,7 +83,7 @@ class ZmtpCodec implements Codec {
   #hold(piece: Buffer): Buffer {
     const bytes = this.#heldBytes + piece.length;
     if (bytes > this.#held.length) {
-      const grown = Buffer.allocUnsafe(Math.max(bytes, Math.min(8 * bytes, this.#wantedBytes)));
+      const grown = Buffer.allocUnsafe(Math.max(bytes, Math.min(16 * bytes, this.#wantedBytes)));
       this.#held.copy(grown, 0, 0, this.#heldBytes);
       this.#held = grown;
     }
@@ -186,11 +186,9 @@ class ZmtpCodec implements Codec {
   /** Whether a frame may come, by its head: nothing of it is kept before. If not, that is told. */
   #takes(flags: number, length: number, bytes: Buffer, start: number, sink: Sink): boolean {
     const isCommand = (flags & COMMAND) !== 0;
-    const isOpen = this.#state === 'open';
     const isFlagged = flags <= 7 && (!isCommand || ((flags & MORE) === 0 && this.#hasCommands));
-    const isLong = length > (isCommand ? MAX_COMMAND_BYTES : MAX_IDENTITY_BYTES);
     const wrong = !isFlagged ? `its flags are ${flags}`
-      : (isCommand || !isOpen) && isLong ? `a command or an identity has ${length} bytes`
+      : isCommand && length > MAX_COMMAND_BYTES ? `a command has ${length} bytes`
       : this.#state === 'ready' && !isCommand ? 'a message came before READY'
       : this.#state === 'identity' && flags !== 0 ? 'its identity can\'t be read' : undefined;
     const most = this.#max + (this.#delimiter < 0 ? MAX_ENVELOPE_BYTES : this.#envelopeBytes);

@@ -360,7 +360,6 @@ fault('A20', 'hello after a line, line after a hello, ZMTP after either', () => 
   }
   await stillServes(server, { ask: 'fine' });
 }));
-fault.skip('A20', 'not built yet', 'ZMTP greeting after a line where ZMTP is enabled');
 
 fault('A21', 'hello of another version or none, request in the same packet', () => monitored(server, {}, async () => {
   const versions = ['/2', '/0', '/x', '/', '', '/01', '/1x', '/1.0', '/-1', '/11', '/2 timeout=5', '/1\t', ' /1'];
