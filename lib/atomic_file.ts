@@ -27,7 +27,7 @@ export async function writeFileAtomically(
   try {
     try {
       await writeFile(file, data);
-      await file.sync(); // before the rename: else a loss of power could leave the name, but no bytes
+      await file.sync(); // before the rename: else a loss of power may leave the name without bytes
     } finally {
       await file.close();
     }
@@ -49,7 +49,9 @@ export async function syncFolder(path: string): Promise<void> {
   }
 }
 
-/** A name that no other process and no other call takes: short, since the target's may be 255 long. */
+/**
+ * A name that no other process and no other call takes: short, since the target's may be 255 long.
+ */
 export function temporaryName(folder: string): string {
   return join(folder, `.tmp.${process.pid}.${randomBytes(8).toString('hex')}`);
 }

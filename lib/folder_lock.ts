@@ -1,6 +1,6 @@
 /**
- * One owner a folder. The lock is a file that names its owner; an owner that ended without releasing
- * it, by `kill -9` or loss of power, is found dead and succeeded.
+ * One owner a folder. The lock is a file that names its owner; an owner that ended without
+ * releasing it, by `kill -9` or loss of power, is found dead and succeeded.
  *
  * Node offers no `flock`, so this rests on what link(2) and rename(2) promise, in this order:
  * 1. The file is written whole under a name of its own, then linked to the lock's name, which fails
@@ -8,8 +8,8 @@
  * 2. To succeed a dead owner D, one links its own file to `<lock>.after.<id of D>`: one wins. It
  *    looks again whether D's lock is still in place, then renames its own over it.
  *
- * Why two cannot both win: a claim on D goes only after D's lock was replaced, ids are random and do
- * not come back. So who links a claim on D and still finds D in place is D's only successor, and
+ * Why two cannot both win: a claim on D goes only after D's lock was replaced, ids are random and
+ * do not come back. So who links a claim on D and still finds D in place is D's only successor, and
  * until it acts nobody else changes the lock. If it dies before, it is succeeded in the same way.
  *
  * It guards against processes of the same machine and, in containers, of the same pid namespace.
@@ -41,8 +41,8 @@ const MOST_BYTES = 4_096;
  * Takes a folder for this process, or fails at once: it does not wait.
  *
  * @param options.name The lock file's name in the folder. Default `.lock`.
- * @throws {Error} A live process holds it, this one included; the message names pid and folder. What
- *   lies at the lock's name is no file, or a symbolic link. Or the system's, such as `EACCES`.
+ * @throws {Error} A live process holds it, this one included; the message names pid and folder.
+ *   What lies at the lock's name is no file, or a symbolic link. Or the system's, such as `EACCES`.
  */
 export async function lockFolder(
   folder: string, { name = '.lock' }: { name?: string } = {},
@@ -67,8 +67,8 @@ export async function lockFolder(
       },
     };
   }
-  throw new Error(`Cannot lock "${folder}": others took and left it ${MOST_TRIES} times meanwhile. ` +
-    'Try again');
+  throw new Error(`Cannot lock "${folder}": others took and left it ${MOST_TRIES} times ` +
+    'meanwhile. Try again');
 }
 
 /** False: someone else was quicker, and all is to be looked at anew. */
@@ -82,7 +82,8 @@ async function take(path: string, folder: string, self: Owner): Promise<boolean>
     if (last === undefined) return false;
     if (await isAlive(last)) {
       const holder = last.pid === self.pid ? `this process (pid ${last.pid})` : `pid ${last.pid}`;
-      throw new Error(`Cannot lock "${folder}": ${holder} holds it. Stop it, or take another folder`);
+      throw new Error(`Cannot lock "${folder}": ${holder} holds it. ` +
+        'Stop it, or take another folder');
     }
     const claim = claimOn(path, last);
     if (!await link(own, claim)) return false;
@@ -105,8 +106,10 @@ async function take(path: string, folder: string, self: Owner): Promise<boolean>
 /** Who has the lock, who claimed to succeed it, who claimed to succeed that one, … */
 async function lineOfOwners(path: string): Promise<Owner[]> {
   const line: Owner[] = [];
-  for (let owner = await read(path); owner !== undefined; owner = await read(claimOn(path, owner))) {
+  let owner = await read(path);
+  while (owner !== undefined) {
     line.push(owner);
+    owner = await read(claimOn(path, owner));
   }
   return line;
 }
@@ -191,7 +194,8 @@ async function startOf(pid: number): Promise<string | undefined> {
 /** Removes what takers left behind that were killed. Who takes still starts anew. */
 async function sweep(folder: string, name: string): Promise<void> {
   for (const left of await fs.readdir(folder)) {
-    if (left.startsWith(`${name}.after.`) || (left.startsWith(`${name}.`) && left.endsWith('.tmp'))) {
+    const rest = left.startsWith(`${name}.`) ? left.slice(name.length + 1) : '';
+    if (rest.startsWith('after.') || rest.endsWith('.tmp')) {
       await fs.rm(join(folder, left), { force: true });
     }
   }

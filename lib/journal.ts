@@ -9,16 +9,16 @@
  * | `fsync`    | the process is killed | the system crashes or loses power                        |
  * | ---------- | --------------------- | -------------------------------------------------------- |
  * | `always`   | the record is there   | it is there: the disk had it before                      |
- * | `interval` | the record is there   | the last `intervalMs`, and what a sync takes, may be lost |
+ * | `interval` | the record is there   | the last `intervalMs`, and a sync's time, may be lost  |
  * | `never`    | the record is there   | what the system had not written, some 30 s on Linux      |
  *
  * A rejected one is not stored, unless its message says that it may be.
  *
- * A damaged record is never served: it is told at the start with file and offset, stays in the file,
- * is left out, and its number is not given again. A line without its end at the end of the last file
- * is a write that a crash interrupted, nobody was told of it: it is cut off.
+ * A damaged record is never served: it is told at the start with file and offset, stays in the
+ * file, is left out, and its number is not given again. What stands behind the last line end of
+ * the last file is a write that a kill or a loss of power interrupted: it is told, and cut off.
  */
-import { mkdir } from 'node:fs/promises';
+import { mkdir, stat } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { syncFolder } from './atomic_file.ts';
 import { lockFolder, type FolderLock } from './folder_lock.ts';
@@ -104,12 +104,14 @@ export class Journal {
   /**
    * Creates the folder, takes its lock, reads and checks all that is there, cuts off a torn end.
    *
-   * @throws {Error} Another process has it open (the message names its pid); the folder is no folder,
-   *   or can't be read or written; or the system's.
+   * @throws {Error} Another process has it open (the message names its pid); the folder is no
+   *   folder, or can't be read or written; or the system's.
    */
   static async open(options: JournalOptions): Promise<Journal> {
     const { folder, name = 'journal', fsync = 'interval' } = options;
-    if (!NAME.test(name)) throw new RangeError(`Cannot name a journal "${name}": expected ${NAME.source}`);
+    if (!NAME.test(name)) {
+      throw new RangeError(`Cannot name a journal "${name}": expected ${NAME.source}`);
+    }
     if (!['always', 'interval', 'never'].includes(fsync)) {
       throw new RangeError(`Cannot use fsync "${fsync}": expected "always", "interval" or "never"`);
     }
@@ -140,12 +142,14 @@ export class Journal {
    * write is under way is written together after it, and shares one promise.
    *
    * @param text Any string, up to 16 MiB as a line.
-   * @returns Resolves when it is written, and has reached the disk with `fsync: 'always'`. Rejects when
-   *   it is not stored: no room, too much waits, the journal is closed. All that waited is rejected
-   *   then and `count` is what it was before them; later ones are tried anew.
+   * @returns Resolves when it is written, and has reached the disk with `fsync: 'always'`. Rejects
+   *   when it is not stored: no room, too much waits, the journal is closed. All that waited is
+   *   rejected then and `count` is what it was before them; later ones are tried anew.
    */
   append(text: string): Promise<void> {
-    if (typeof text !== 'string') return Promise.reject(new TypeError('Cannot append what is no string'));
+    if (typeof text !== 'string') {
+      return Promise.reject(new TypeError(`Cannot append ${typeof text}: expected a string`));
+    }
     if (this.#closing !== undefined) return Promise.reject(this.#problem('it is closed'));
     const line = lineOf(this.#count, text);
     if (line.length > MAX_LINE_BYTES / 3 && Buffer.byteLength(line) > MAX_LINE_BYTES) {
@@ -153,8 +157,8 @@ export class Journal {
     }
     const waitingBytes = this.#waitingBytes + 2 * line.length;
     if (waitingBytes > this.#maxWaitingBytes) {
-      return Promise.reject(this.#problem(`${this.#waitingBytes} bytes wait to be written, at most ` +
-        `${this.#maxWaitingBytes} may. Wait for earlier ones`));
+      return Promise.reject(this.#problem(`${this.#waitingBytes} bytes wait to be written, ` +
+        `at most ${this.#maxWaitingBytes} may. Wait for earlier ones`));
     }
     this.#waitingBytes = waitingBytes;
     const group = this.#waiting ??= newGroup(this.#count);
@@ -167,9 +171,9 @@ export class Journal {
   }
 
   /**
-   * Some stored records in order: from number `from` on, at most `most`, ending early after about 1 MiB
-   * of lines. Those that are damaged are left out. Empty: there are no more. The next page begins after
-   * the last one's number.
+   * Some stored records in order: from number `from` on, at most `most`, ending early after about 1
+   * MiB of lines. Those that are damaged are left out. Empty: there are no more. The next page
+   * begins after the last one's number.
    */
   async read(from: number, most: number): Promise<JournalRecord[]> {
     const page: JournalRecord[] = [];
@@ -184,7 +188,7 @@ export class Journal {
           bytesLeft -= end - start;
           return page.length >= most || bytesLeft <= 0;
         },
-      });
+      }, { limit: this.#segments[at + 1]?.first });
       await reading.catch(ignoreMissing);
       if (page.length >= most || bytesLeft <= 0) break;
     }
@@ -199,20 +203,15 @@ export class Journal {
   async #close(): Promise<void> {
     await this.#flushing;
     clearTimeout(this.#timer);
+    const writer = this.#writer;
     try {
-      if (!this.#writer.isLost) await this.#settle();
-    } finally {
-      await this.#writer.close();
-      await this.#lock.release();
-    }
-  }
-
-  async #settle(): Promise<void> {
-    try {
-      if (this.#writer.doubt !== undefined) await this.#writer.repair();
-      else await this.#writer.sync();
+      if (writer.isLost) return; // nothing was acknowledged since
+      await (writer.doubt === undefined ? writer.sync() : writer.repair());
     } catch (error) {
-      throw this.#problem(`its last sync failed: ${reasonOf(error)}`, error);
+      throw new Error(`Cannot close the journal in "${this.#folder}" well: its last sync failed: ` +
+        reasonOf(error), { cause: error });
+    } finally {
+      await writer.close().finally(() => this.#lock.release());
     }
   }
 
@@ -222,34 +221,36 @@ export class Journal {
     const buffer = Buffer.allocUnsafeSlow(SCAN_BYTES);
     let next = 0;
     let told = 0;
-    for (const segment of found) {
+    for (const [at, segment] of found.entries()) {
       const tell = (damage: Damage): void => {
         if (told++ < MOST_TOLD) this.#log('error', describe(damage, segment.path));
       };
       if (segment.first > next) tell({ offset: 0, bytes: 0, from: next, to: segment.first });
       await segment.measure();
       const foundBytes = segment.bytes;
-      const reader = await segment.read({ number: Math.max(next, segment.first), offset: 0 }, {
+      const reader = await segment.read({ number: segment.first, offset: 0 }, {
         damage: tell,
         record(number, offset, bytes, start, end) {
           segment.mark(number, offset);
           onRecord?.(textOf(bytes, start, end), number);
         },
-      }, buffer);
+      }, { limit: found[at + 1]?.first, buffer });
       reader.end();
       next = reader.next;
       segment.bytes = reader.endOfLines;
       if (foundBytes > segment.bytes) {
-        const way = segment === found.at(-1) ? 'cut off' : 'left out';
+        const way = at === found.length - 1 ? 'cut off' : 'left out';
         this.#log('warn', `Cannot read "${segment.path}" from byte ${segment.bytes} on: its last ` +
           `${foundBytes - segment.bytes} bytes are no whole record. They are ${way}`);
       }
       this.#segments.push(segment);
     }
-    if (told > MOST_TOLD) this.#log('error', `${told - MOST_TOLD} more places of the journal are damaged`);
+    if (told > MOST_TOLD) {
+      this.#log('error', `${told - MOST_TOLD} more places of the journal are damaged`);
+    }
     this.#count = this.#storedCount = next;
     const last = this.#segments.at(-1);
-    this.#writer = last === undefined ? await this.#createSegment() : await JournalWriter.open(last);
+    this.#writer = await (last === undefined ? this.#createSegment() : JournalWriter.open(last));
     if (last === undefined || this.#fsync === 'never') return;
     try {
       await this.#writer.sync(); // a killed process may have left it to the system
@@ -261,7 +262,9 @@ export class Journal {
   }
 
   // ------------------------------------------------------------------------------- Group commit
-  /** Writes group after group while there are any. Never rejects: each group tells its own callers. */
+  /**
+   * Writes group after group while there are any. Never rejects: each group tells its own callers.
+   */
   async #flush(): Promise<void> {
     await new Promise(setImmediate); // for all that this turn of the event loop brings
     for (let group; (group = this.#waiting) !== undefined;) {
@@ -270,8 +273,7 @@ export class Journal {
         await this.#write(group);
         this.#storedCount += group.count;
         this.#waitingBytes -= group.bytes;
-        if (this.#isFailing) this.#log('warn', `The journal in "${this.#folder}" takes records again`);
-        this.#isFailing = false;
+        this.#tellSuccess();
         group.resolve();
       } catch (error) {
         this.#fail(group, error);
@@ -355,6 +357,12 @@ export class Journal {
     this.#count = this.#storedCount;
   }
 
+  #tellSuccess(): void {
+    if (!this.#isFailing) return;
+    this.#isFailing = false;
+    this.#log('warn', `The journal in "${this.#folder}" takes records again`);
+  }
+
   #tellFailure(cause: unknown): void {
     if (!this.#isFailing) this.#log('error', this.#problem(reasonOf(cause), cause).message);
     this.#isFailing = true;
@@ -366,12 +374,26 @@ export class Journal {
   }
 }
 
-/** With the names of all folders that it took on the disk. */
+/**
+ * With its parents, each name of which reaches the disk. Not by `mkdir`'s own `recursive`: that asks
+ * for ever (Node 20) where a file system says `ENOENT` to making a folder in one that is there, as
+ * `/proc` does.
+ */
 async function makeFolder(folder: string, fsync: JournalOptions['fsync']): Promise<void> {
-  const first = await mkdir(folder, { recursive: true });
-  if (first === undefined || fsync === 'never') return;
-  for (let made = folder; made.length >= first.length; made = dirname(made)) {
-    await syncFolder(dirname(made));
+  if (await isFolder(folder)) return;
+  if (dirname(folder) !== folder) await makeFolder(dirname(folder), fsync);
+  await mkdir(folder).catch(async (error: unknown) => {
+    if (!await isFolder(folder)) throw error; // another was quicker
+  });
+  if (fsync !== 'never') await syncFolder(dirname(folder));
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  try {
+    return (await stat(path)).isDirectory();
+  } catch (error) {
+    ignoreMissing(error as NodeJS.ErrnoException);
+    return false;
   }
 }
 
@@ -383,9 +405,12 @@ function newGroup(first: number): Group {
 
 function describe({ offset, bytes, from, to }: Damage, path: string): string {
   const numbers = to > from + 1 ? `records ${from} to ${to - 1} are` : `record ${from} is`;
-  if (bytes === 0) return `Cannot find all records before byte ${offset} of "${path}": ${numbers} missing`;
+  if (bytes === 0) {
+    return `Cannot find all records before byte ${offset} of "${path}": ${numbers} missing`;
+  }
   const lost = to > from ? `${numbers} left out` : 'no record is missing';
-  return `Cannot read ${bytes} bytes from byte ${offset} on of "${path}": they are damaged; ${lost}`;
+  return `Cannot read ${bytes} bytes from byte ${offset} on of "${path}": they are damaged; ` +
+    lost;
 }
 
 function reasonOf(error: unknown): string {

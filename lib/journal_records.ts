@@ -5,8 +5,9 @@
  *     <CRC-32, 8 hex digits> <number>"<text as a JSON string>"\n
  *
  * The CRC covers all between it and the line's end, the number too, so that a line that was lost,
- * doubled or moved is noticed. JSON only where a text holds a line feed or half a surrogate pair. So a
- * line feed always ends a line, reading goes on at the next one after damage, and `less` shows it all.
+ * doubled or moved is noticed. JSON only where a text holds a line feed or half a surrogate pair.
+ * So a line feed always ends a line, reading goes on at the next one after damage, and `less` shows
+ * it all.
  *
  * Bytes in, records out: nothing here opens a file.
  */
@@ -58,12 +59,16 @@ export interface Damage {
 }
 
 export interface RecordSink {
-  /** `bytes[from]` to `bytes[to - 1]` hold the text; lent for this call. True: enough, stop here. */
+  /**
+   * `bytes[from]` to `bytes[to - 1]` hold the text; lent for this call. True: enough, stop here.
+   */
   record(number: number, offset: number, bytes: Buffer, from: number, to: number): boolean | void;
   damage(damage: Damage): void;
 }
 
-/** Finds the records in bytes that come in pieces. What it hands on has a right checksum and number. */
+/**
+ * Finds the records in bytes that come in pieces. What it hands on has a right checksum and number.
+ */
 export class RecordReader {
   /** The number that comes next, after those read and those that are lost. */
   next: number;
@@ -72,17 +77,23 @@ export class RecordReader {
   /** Offset behind the last line feed. What follows is no whole line. */
   endOfLines: number;
   readonly #sink: RecordSink;
+  readonly #limit: number;
   #badOffset = -1; // of damage not told yet, since it may go on
   #badLines = 0;
-  #isOverlong = false;
 
-  constructor(next: number, offset: number, sink: RecordSink) {
+  /**
+   * @param limit Where the next file's numbers begin: what is found here from there on isn't it.
+   */
+  constructor(next: number, offset: number, sink: RecordSink, limit = Infinity) {
+    this.#limit = limit;
     this.next = next;
     this.offset = this.endOfLines = offset;
     this.#sink = sink;
   }
 
-  /** Reads the whole lines of `bytes`, the first of which is at `offset`. True: the sink has enough. */
+  /**
+   * Reads the whole lines of `bytes`, the first of which is at `offset`. True: the sink has enough.
+   */
   read(bytes: Buffer, end: number): boolean {
     const base = this.offset;
     for (let start = 0; start < end;) {
@@ -95,16 +106,20 @@ export class RecordReader {
     return false;
   }
 
-  /** `bytes` begin a line that is longer than any of ours. */
+  /**
+   * So many bytes begin a line that is longer than any of ours; its end is a bad line by itself.
+   */
   skip(bytes: number): void {
-    this.#isOverlong = true;
     this.#bad();
     this.offset += bytes;
   }
 
-  /** There is no more: tells of damage at the end, for each line of which a number is given up. */
+  /**
+   * There is no more: tells of what is missing. At the very end a number is given up for each bad
+   * line.
+   */
   end(): void {
-    this.#tell(this.next + this.#badLines);
+    this.#tell(this.#limit === Infinity ? this.next + this.#badLines : this.#limit);
   }
 
   #line(bytes: Buffer, start: number, lf: number): boolean {
@@ -113,12 +128,11 @@ export class RecordReader {
     for (let digit = 0; at < lf && (digit = bytes[at]! - 0x30) >= 0 && digit <= 9; at++) {
       number = 10 * number + digit;
     }
-    const isGood = !this.#isOverlong && lf - start >= LEAST_BYTES &&
+    const isGood = lf - start >= LEAST_BYTES &&
       (bytes[at] === SPACE || bytes[at] === QUOTE) && bytes[start + 8] === SPACE &&
       crc32(bytes, start + PLACE.length, lf) === hexAt(bytes, start) &&
-      number >= this.next && Number.isSafeInteger(number);
+      number >= this.next && number < this.#limit && Number.isSafeInteger(number);
     if (!isGood) {
-      this.#isOverlong = false;
       this.#bad();
       this.#badLines++;
       return false;

@@ -12,6 +12,13 @@ const MARK_BYTES = 1024 * 1024;
 /** Where to begin to read: a record's number, and the offset of its line. */
 export interface Mark { number: number; offset: number }
 
+export interface ReadOptions {
+  /** The first number of the next file, where there is one. */
+  limit?: number | undefined;
+  /** To read into. One of 64 KiB if not given; a longer line makes it grow. */
+  buffer?: Buffer;
+}
+
 export class Segment {
   readonly path: string;
   /** Number of the first record that it may hold: its name tells. */
@@ -62,12 +69,14 @@ export class Segment {
   /**
    * Reads lines up to `bytes`, or until the sink has enough.
    *
-   * @param buffer To read into. One of 64 KiB if not given; a longer line makes it grow.
-   * @returns The reader as it stands: behind its offset is no whole line.
+   * @returns The reader as it stands.
    */
-  async read({ number, offset }: Mark, sink: RecordSink,
-    buffer: Buffer = Buffer.allocUnsafe(READ_BYTES)): Promise<RecordReader> {
-    const reader = new RecordReader(number, offset, sink);
+  async read(
+    { number, offset }: Mark, sink: RecordSink, options: ReadOptions = {},
+  ): Promise<RecordReader> {
+    const { limit } = options;
+    let { buffer = Buffer.allocUnsafe(READ_BYTES) } = options;
+    const reader = new RecordReader(number, offset, sink, limit);
     const file = await openPlainFile(this.path, constants.O_RDONLY);
     try {
       let held = 0;

@@ -7,6 +7,11 @@ import { openPlainFile } from './plain_file.ts';
 const COPY_BYTES = 1024 * 1024;
 /** The system copies that in some 20 µs, less than a thread takes to be woken and to tell of it. */
 const AT_ONCE_BYTES = 64 * 1024;
+/**
+ * At the end, wherever that is: in a file that another cut, a fixed offset would leave a hole of
+ * zeros.
+ */
+const APPENDING = constants.O_RDWR | constants.O_APPEND;
 
 export class JournalWriter {
   readonly segment: Segment;
@@ -25,19 +30,21 @@ export class JournalWriter {
     this.#syncedBytes = segment.bytes;
   }
 
-  /** Makes a new file. It may be there already if it is empty: a try that got no further left it. */
+  /**
+   * Makes a new file. It may be there already if it is empty: a try that got no further left it.
+   */
   static async create(segment: Segment): Promise<JournalWriter> {
-    return JournalWriter.#open(segment, constants.O_RDWR | constants.O_CREAT, async (file) => {
+    return JournalWriter.#open(segment, APPENDING | constants.O_CREAT, async (file) => {
       const { size } = await file.stat();
       if (size === 0) return;
-      throw new Error(`Cannot begin "${segment.path}": a file of ${size} bytes lies there that is not ` +
-        'of this journal. Move it away');
+      throw new Error(`Cannot begin "${segment.path}": a file of ${size} bytes lies there ` +
+        'that is not of this journal. Move it away');
     });
   }
 
   /** Opens a file that was read, and cuts off what is behind `segment.bytes`. */
   static async open(segment: Segment): Promise<JournalWriter> {
-    return JournalWriter.#open(segment, constants.O_RDWR, (file) => cut(file, segment.bytes));
+    return JournalWriter.#open(segment, APPENDING, (file) => cut(file, segment.bytes));
   }
 
   static async #open(
@@ -53,7 +60,9 @@ export class JournalWriter {
     }
   }
 
-  /** Why nothing may be acknowledged before {@link repair}: a failed sync, or bytes not taken back. */
+  /**
+   * Why nothing may be acknowledged before {@link repair}: a failed sync, or bytes not taken back.
+   */
   get doubt(): Error | undefined {
     return this.#doubt;
   }
@@ -68,15 +77,16 @@ export class JournalWriter {
   }
 
   /**
-   * Appends whole lines. Resolves when they are written, with `sync` to the disk itself, and the file
-   * is the one that the next start will read. Rejects when none is in it, or with {@link doubt}.
+   * Appends whole lines. Resolves when they are written, with `sync` to the disk itself, and the
+   * file is the one that the next start will read. Rejects when none is in it, or, by its words,
+   * may be.
    */
   async append(lines: Buffer, bytes: number, sync: boolean): Promise<void> {
-    const begin = this.segment.bytes;
-    const end = begin + bytes;
+    const end = this.segment.bytes + bytes;
+    let done = 0;
     try {
-      for (let done = 0; done < bytes;) { // a system may take less than it was given
-        const rest = [this.#file.fd, lines, done, bytes - done, begin + done] as const;
+      while (done < bytes) { // a system may take less than it was given
+        const rest = [this.#file.fd, lines, done, bytes - done, null] as const;
         done += bytes <= AT_ONCE_BYTES ? writeAtOnce(...rest) : await writeSome(...rest);
       }
       if (sync) await this.#sync(end);
@@ -84,7 +94,7 @@ export class JournalWriter {
       if (this.#doubt !== undefined) throw this.#doubt; // of a sync in the background
     } catch (error) {
       this.segment.unmark();
-      await this.#takeBack(error as Error);
+      await this.#takeBack(done, error as Error);
       throw error;
     }
     this.segment.bytes = end;
@@ -118,10 +128,14 @@ export class JournalWriter {
       : `"${path}" was changed by something else`);
   }
 
-  /** What was written of a group that failed; also where the file has another name by now. */
-  async #takeBack(reason: Error): Promise<void> {
+  /**
+   * So many bytes were written of a group that failed; the file may have another name by now. Where
+   * another had cut it, they are its last ones, yet not behind what was acknowledged.
+   */
+  async #takeBack(bytes: number, reason: Error): Promise<void> {
     try {
-      await cut(this.#file, this.segment.bytes);
+      const { size } = await this.#file.stat();
+      await cut(this.#file, Math.max(0, Math.min(this.segment.bytes, size - bytes)));
     } catch (error) {
       this.#doubt ??= error as Error;
       throw new Error(`${reason.message}; it may be stored, as it could not be taken back: ` +
@@ -138,19 +152,12 @@ export class JournalWriter {
     const { segment } = this;
     await this.#syncing.catch(() => {});
     this.#checkPlace(); // another's file must not be cut
-    const file = await openPlainFile(segment.path, constants.O_RDWR);
+    const file = await openPlainFile(segment.path, APPENDING);
     try {
       await cut(file, segment.bytes);
       this.#checkPlace(segment.bytes);
       await this.#checkUnsynced();
-      const buffer = Buffer.allocUnsafe(COPY_BYTES);
-      for (let at = this.#syncedBytes; at < segment.bytes;) {
-        const { bytesRead } = await file.read(buffer, 0, Math.min(COPY_BYTES, segment.bytes - at), at);
-        for (let done = 0; done < bytesRead;) {
-          done += await writeSome(file.fd, buffer, done, bytesRead - done, at + done);
-        }
-        at += bytesRead;
-      }
+      await this.#writeUnsyncedAgain();
       await file.datasync();
     } catch (error) {
       await file.close();
@@ -171,7 +178,26 @@ export class JournalWriter {
       damage: ({ bytes, offset }) => { isSound &&= bytes === 0 && offset === this.#syncedBytes; },
     });
     if (isSound && reader.endOfLines === segment.bytes) return;
-    throw new Error(`"${segment.path}" lost records between bytes ${this.#syncedBytes} and ${segment.bytes}`);
+    throw new Error(`"${segment.path}" lost records between bytes ${this.#syncedBytes} and ` +
+      `${segment.bytes}`);
+  }
+
+  async #writeUnsyncedAgain(): Promise<void> {
+    const end = this.segment.bytes;
+    const file = await openPlainFile(this.segment.path, constants.O_RDWR);
+    try {
+      const buffer = Buffer.allocUnsafe(COPY_BYTES);
+      for (let at = this.#syncedBytes; at < end;) {
+        const { bytesRead } = await file.read(buffer, 0, Math.min(COPY_BYTES, end - at), at);
+        if (bytesRead === 0) throw new Error(`"${this.segment.path}" ends at byte ${at}`);
+        for (let done = 0; done < bytesRead;) {
+          done += await writeSome(file.fd, buffer, done, bytesRead - done, at + done);
+        }
+        at += bytesRead;
+      }
+    } finally {
+      await file.close();
+    }
   }
 
   async close(): Promise<void> {
@@ -180,9 +206,11 @@ export class JournalWriter {
   }
 }
 
-/** As `FileHandle.write`, which costs 5 µs more of the main thread. Resolves with what was taken. */
+/**
+ * As `FileHandle.write`, which costs 5 µs more of the main thread. Resolves with what was taken.
+ */
 function writeSome(
-  file: number, bytes: Buffer, offset: number, length: number, position: number,
+  file: number, bytes: Buffer, offset: number, length: number, position: number | null,
 ): Promise<number> {
   return new Promise((resolve, reject) => {
     write(file, bytes, offset, length, position, (error, taken) => {

@@ -6,7 +6,8 @@ import { open, type FileHandle } from 'node:fs/promises';
  * Opens a file, whatever was planted at its name.
  *
  * @param flags Of `fs.constants`: `O_RDONLY`, `O_RDWR | O_CREAT`, …
- * @throws {Error} It is a symbolic link, a folder, a pipe: in one line. Or the system's (`ENOENT`, …).
+ * @throws {Error} It is a symbolic link, a folder, a pipe: in one line. Or the system's (`ENOENT`,
+ *   …).
  */
 export async function openPlainFile(path: string, flags: number): Promise<FileHandle> {
   let file: FileHandle;
@@ -27,6 +28,6 @@ export async function openPlainFile(path: string, flags: number): Promise<FileHa
 }
 
 function noFile(path: string, cause?: unknown): Error {
-  return new Error(`Cannot open "${path}": it is a link, a folder or a pipe, expected a plain file. ` +
-    'Remove it', { cause });
+  return new Error(`Cannot open "${path}": it is a link, a folder or a pipe, ` +
+    'expected a plain file. Remove it', { cause });
 }

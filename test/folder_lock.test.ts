@@ -147,10 +147,10 @@ describe('lockFolder', () => {
   it('never admits two of many that contend, while some are killed', { timeout: 120_000 }, async () => {
     const random = seeded();
     const folder = newFolder();
-    let left = FULL ? 60 : 6;
+    let left = FULL ? 60 : 4;
     const start = async (): Promise<Child> => locker(folder);
     const contending = await Promise.all(range(4).map(start));
-    const ms = FULL ? 30_000 : 2_500;
+    const ms = FULL ? 30_000 : 1_500;
     const reports = contending.map((child) => child.ask<{ wins: number; clashes: string[] }>('contend', { ms }, ms + 9_000)
       .catch(() => undefined));
     const doomed: Promise<unknown>[] = [];

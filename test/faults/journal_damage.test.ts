@@ -1,11 +1,13 @@
 /** Journals whose files were cut, changed, or taken by another. */
-import { copyFileSync, mkdirSync, readFileSync, renameSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync,
+} from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { afterAll, expect } from 'vitest';
 import { until } from '../helpers/deadline.ts';
 import { range } from '../helpers/ended.ts';
 import { fault, FULL, some } from '../helpers/faults.ts';
-import { found, lineStarts, segmentsOf, withJournal } from '../helpers/journal_files.ts';
+import { found, lineStarts, linesOf, segmentsOf, withJournal } from '../helpers/journal_files.ts';
 import { JournalProcess } from '../helpers/journal_process.ts';
 import { scratch } from '../helpers/scratch.ts';
 
@@ -21,7 +23,8 @@ async function written(texts: readonly string[]): Promise<{ folder: string; file
   return { folder, file, bytes: readFileSync(file) };
 }
 
-fault('E02', 'a journal of 50 events cut at every byte: the whole ones are there, appends outlast the next start', async () => {
+fault('E02', 'a journal of 50 events cut at every byte: the whole ones are there, appends outlast ' +
+  'the next start', async () => {
   const texts = range(50).map((at) => JSON.stringify({ at, text: at % 5 === 0 ? 'two\nlines ☃' : 'x'.repeat(at % 23) }));
   const { folder, file, bytes } = await written(texts);
   const starts = lineStarts(bytes);
@@ -42,7 +45,8 @@ fault('E02', 'a journal of 50 events cut at every byte: the whole ones are there
   }
 });
 
-fault('E03', 'each bit of a record flipped: never served as good, told with its offset, the others served', async () => {
+fault('E03', 'each bit of a record flipped: never served as good, told with its offset, the others ' +
+  'served', async () => {
   const texts = range(4).map((at) => `{"at":${1_763_735_723_000 + at},"text":"event ☃ ${at}"}`);
   const { folder, file, bytes } = await written(texts);
   const starts = lineStarts(bytes);
@@ -94,35 +98,61 @@ const MISHAPS: Record<string, (file: string) => void> = {
   'written to by another': (file) => writeFileSync(file, 'foreign\n', { flag: 'a' }),
 };
 
-for (const fsync of ['always', 'interval'] as const) {
-  fault('E10', `the file deleted, renamed, replaced, cut under a journal with fsync ${fsync}: ` +
-    'what is acknowledged after it survives kill -9', async () => {
-    for (const [name, happens] of Object.entries(MISHAPS)) {
+/** Another file in its place, as long as this one will be with the next record. */
+function replaceByAsLong(file: string): void {
+  writeFileSync(`${file}.new`, Buffer.concat([readFileSync(file), linesOf(['after'], 20)]));
+  renameSync(`${file}.new`, file);
+  writeFileSync(file, Buffer.alloc(statSync(file).size, 'x'));
+}
+
+for (const fsync of ['always', 'interval', 'never'] as const) {
+  fault('E10', `the file deleted, renamed, replaced, cut under a journal at rest with fsync ${fsync}: ` +
+    'what is acknowledged after it is there', async () => {
+    for (const [name, happens] of Object.entries({ ...MISHAPS, 'replaced by one as long': replaceByAsLong })) {
       const folder = newFolder();
-      const acks = join(newFolder(), 'acks');
-      const child = await JournalProcess.start({ options: { folder, fsync }, acks });
-      children.push(child);
-      await child.ask('load', { name: 'a', inFlight: 16 });
-      await until(() => child.acknowledged().size > 50, 5_000, 'the first acknowledgements');
-      happens(segmentsOf(folder)[0]!);
-      const invoked = await child.ask<number>('invoked'); // later ones are sent after it
-      await until(() => [...child.acknowledged().values()].some((text) => Number(text.slice(2)) > invoked + 100), 5_000,
-        `acknowledgements after the file was ${name}`);
-      await child.kill();
-      const { texts } = await found(folder);
-      const [after, seen] = [new Map<number, string>(), new Set<string>()];
-      for (const [number, text] of child.acknowledged()) {
-        if (Number(text.slice(2)) >= invoked) after.set(number, text);
-      }
-      expect(after.size).toBeGreaterThan(50);
-      for (const [number, text] of after) expect(texts.get(number), `${name}: ${number}`).toBe(text);
-      for (const text of texts.values()) {
-        expect(seen.has(text), `${text} twice`).toBe(false);
-        seen.add(text);
-      }
+      const told: string[] = [];
+      await withJournal({ folder, fsync, log: (_level, text) => { told.push(text); } }, async (journal) => {
+        for (const at of range(20)) await journal.append(`before ${at}`);
+        happens(segmentsOf(folder)[0]!);
+        const first = await journal.append('after').then(() => 20, (error: Error) => {
+          expect(error.message, name).toMatch(/^Cannot append to the journal in ".*": ".*" (?:is no longer there|was changed)/);
+          return undefined;
+        });
+        expect(first === undefined || name === 'written to by another', `${name} was noticed`).toBe(true);
+        await journal.append('later');
+        const number = first === undefined ? 20 : 21;
+        expect(await journal.read(number, 9)).toEqual([{ number, text: 'later' }]);
+      });
+      if (name !== 'written to by another') expect(told.join('\n'))
+        .toMatch(/The journal lost .*-0000000000000020.log" was begun/);
+      const { texts, count } = await found(folder);
+      expect([...texts].at(-1), name).toEqual([count - 1, 'later']);
+      expect(count, name).toBe([...texts.values()].includes('after') ? 22 : 21);
     }
   });
 }
+
+fault('E10', 'the same under load: what is acknowledged after it survives kill -9, nothing is there ' +
+  'twice', async () => {
+  for (const [name, happens] of some(Object.entries(MISHAPS), 3)) {
+    const folder = newFolder();
+    const child = await JournalProcess.start({ options: { folder }, acks: join(newFolder(), 'acks') });
+    children.push(child);
+    await child.ask('load', { name: 'a', inFlight: 16 });
+    await until(() => child.acknowledged().size > 50, 5_000, 'the first acknowledgements');
+    happens(segmentsOf(folder)[0]!);
+    const invoked = await child.ask<number>('invoked'); // later ones are sent after it
+    const isAfter = (text: string): boolean => Number(text.slice(2)) >= invoked;
+    await until(() => [...child.acknowledged().values()].filter(isAfter).length > 100, 5_000,
+      `acknowledgements after the file was ${name}`);
+    await child.kill();
+    const { texts } = await found(folder);
+    for (const [number, text] of child.acknowledged()) {
+      if (isAfter(text)) expect(texts.get(number), `${name}: ${number}`).toBe(text);
+    }
+    expect(new Set(texts.values()).size, name).toBe(texts.size);
+  }
+});
 
 fault('E10', 'the folder moved away under a journal: an error, until it is back', async () => {
   const folder = join(newFolder(), 'journal');
@@ -130,7 +160,8 @@ fault('E10', 'the folder moved away under a journal: an error, until it is back'
     expect(await child.append(['before'])).toEqual([{ number: 0 }]);
     renameSync(folder, `${folder}.moved`);
     const gone = await child.append(['lost', 'lost too']);
-    for (const { error } of gone) expect(error).toMatch(/^Cannot append to the journal in ".*": .*no longer there|moved or removed/);
+    for (const { error } of gone) expect(error)
+      .toMatch(/^Cannot append to the journal in ".*": .*no longer there|moved or removed/);
     mkdirSync(folder); // a new folder isn't this one: another may have taken it
     expect((await child.append(['lost']))[0]?.error).toMatch(/its folder or lock was moved or removed/);
     expect(segmentsOf(folder)).toEqual([]);

@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Journal, type JournalOptions } from '../../lib/journal.ts';
+import { lineOf, seal } from '../../lib/journal_records.ts';
 
 export interface Found {
   /** By number. */
@@ -39,6 +40,13 @@ export async function found(folder: string, task: (journal: Journal) => Promise<
 /** Paths in order. */
 export function segmentsOf(folder: string): string[] {
   return readdirSync(folder).filter((file) => file.endsWith('.log')).sort().map((file) => join(folder, file));
+}
+
+/** A journal's lines as it would write them. */
+export function linesOf(texts: readonly string[], first = 0): Buffer {
+  const lines = Buffer.from(texts.map((text, at) => lineOf(first + at, text)).join(''));
+  seal(lines, lines.length, () => {});
+  return lines;
 }
 
 /** Where each line of a file begins, and behind the last one. */

@@ -16,20 +16,24 @@ function reason(): string | undefined {
 
 export interface Trace {
   /** What is done to which calls, as strace's `-e inject` words it: `fdatasync:error=EIO:when=3`. */
-  inject?: string;
+  inject?: string | readonly string[];
   /** The calls that are looked at: those that touch one of these files, by name or descriptor. */
   paths?: readonly string[];
   /** Gets a line a call. */
   output?: string;
   calls?: string;
+  /** How many threads do file calls; strace counts `when` for each by itself. Default 1. */
+  threads?: number;
 }
 
 /**
  * Starts a {@link Child} under strace. The tracer stands aside (`-D`), so that the child's pid is its
- * own; one thread does all file calls, as strace counts `when` for each thread by itself.
+ * own.
  */
-export function traced({ inject, paths = [], output = '/dev/null', calls = '%file,%desc' }: Trace): ChildOptions {
+export function traced(
+  { inject = [], paths = [], output = '/dev/null', calls = '%file,%desc', threads = 1 }: Trace,
+): ChildOptions {
   const wrapper = ['strace', '-f', '-D', '-qq', '-s', '16', '-o', output, '-e', `trace=${calls}`, '-e', 'signal=none',
-    ...inject === undefined ? [] : ['-e', `inject=${inject}`], ...paths.flatMap((path) => ['-P', path])];
-  return { wrapper, env: { UV_THREADPOOL_SIZE: '1' } };
+    ...[inject].flat().flatMap((one) => ['-e', `inject=${one}`]), ...paths.flatMap((path) => ['-P', path])];
+  return { wrapper, env: { UV_THREADPOOL_SIZE: String(threads) } };
 }
