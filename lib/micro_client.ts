@@ -15,54 +15,42 @@ export interface CallOptions {
   id?: string; // makes sending twice safe where the server has `dedupe`; 128 bytes, percent-encoded
 }
 export interface ClientOptions {
-  ports?: Ports;
-  token?: string; // the secret of a server with the option `token`
+  ports?: Ports; token?: string; // the latter: the secret of a server with the option `token`
   timeoutMs?: number; // of a call that names none; default 5,000
   retry?: boolean; // likewise; default false: a call fails with the dial it waits for
   dialect?: Dialect; // default frames()
   maxQueued?: number; // calls waiting for anything at all; past it `SERVER_BUSY`, not sent; default 16,384
   maxMessageBytes?: number; // of UTF-8, sent or received; past it `MESSAGE_TOO_LARGE`; default 1 MiB
-  hello?: Readonly<Record<string, string>>; // more to say of oneself: `node`, `role`
-  log?: Log;
+  log?: Log; hello?: Readonly<Record<string, string>>; // the latter: more to say of oneself, `node` or `role`
 }
 const RETRIED: ReadonlySet<ErrorCode> = new Set(['CONNECTION_REFUSED', 'CONNECTION_LOST', 'SERVER_BUSY', 'NO_WORKER']);
-const MAX_MISREADS = 20; // on a connection, until it is given up
-const CLOSE_MS = 1_000; // what a peer gets to close its side after ours
-const NO_OPTIONS: CallOptions = {};
-const SOON = Promise.resolve(); // behind what waits already: a caller that goes on with another call
-
-/**
- * Calls the service under a key. Connects on the first message, pipelines, reconnects. A pending call keeps the
- * process alive, nothing else does: a script needs no `close()`.
- */
+const MAX_MISREADS = 20, CLOSE_MS = 1_000; // on a connection, until it is given up; for a peer to close its side
+const NO_OPTIONS: CallOptions = {}, SOON = Promise.resolve(); // the latter: behind a caller that goes on with another
+/** Calls the service under a key. Connects on the first message, pipelines, reconnects. A pending call keeps the
+ * process alive, nothing else does: a script needs no `close()`. */
 export class MicroClient {
   readonly #key: string | number;
   readonly #options: ClientOptions & { timeoutMs: number; maxQueued: number; maxMessageBytes: number; log: Log };
   readonly #alarm = new Alarm((at) => this.#walk(at));
-  readonly #calls: (Call | undefined)[] = []; // by slot
-  readonly #free: number[] = []; // slots; one is free again when its final frame has come
+  readonly #calls: (Call | undefined)[] = []; readonly #free: number[] = []; // slots; free once the final frame came
   readonly #links = new Set<Link>(); // the one below, and those that only finish their calls
   #link: Link | undefined; // takes new calls, once it is open
   #queue: Call[] = []; // on no connection yet
   #isDialling = false; #failedDials = 0; // in a row
   #retryAt = 0; // all retries share the dials
   #tickAt = 0; // the time of this tick, as long as the link has something to write in it
-  #address: Address | undefined;
-  #closing: Promise<void> | undefined;
+  #address: Address | undefined; #closing: Promise<void> | undefined;
   /** @param key A name in ports.json, a port, or an address: `tcp://127.0.0.1:5467`. The calls tell a wrong one. */
   constructor(key: string | number, options: ClientOptions = {}) {
-    checkSetUp(key, options);
-    this.#key = key;
+    checkSetUp(key, options); this.#key = key;
     this.#options = { ...options, log: options.log ?? logToStderr,
       timeoutMs: positive(options, 'timeoutMs', 5_000), maxQueued: positive(options, 'maxQueued', 16_384),
       maxMessageBytes: positive(options, 'maxMessageBytes', 1024 * 1024) };
   }
-  /**
-   * Sends one message and resolves with its reply; the parts of a stream come joined by line breaks.
+  /** Sends one message and resolves with its reply; the parts of a stream come joined by line breaks.
    * @param text Any string that UTF-8 can carry, up to `maxMessageBytes`.
    * @throws {MicroError} `CONNECTION_REFUSED`, `CONNECT_TIMEOUT`, `SERVER_BUSY`: it has not run. `TIMEOUT`,
-   *   `CONNECTION_LOST`, `ABORTED`, `CLOSED`: `error.outcome` tells whether it may have. `CALLBACK_FAILED`: it has.
-   */
+   *   `CONNECTION_LOST`, `ABORTED`, `CLOSED`: `error.outcome` tells whether it may have. `CALLBACK_FAILED`: it has. */
   sendMessage(text: string, options: CallOptions = NO_OPTIONS): Promise<string> {
     if (options !== NO_OPTIONS) checkCall(options);
     const isRetried = options.retry ?? this.#options.retry;
@@ -71,8 +59,7 @@ export class MicroClient {
   /** Yields the parts of the reply as they come (one, if it is no stream). The service is at most 256 parts and 1 MiB
    * ahead of the loop; leaving the loop cancels it. It is not retried. */
   streamMessage(text: string, options: CallOptions = NO_OPTIONS): AsyncIterable<string> {
-    checkCall(options);
-    return this.#stream(text, options);
+    checkCall(options); return this.#stream(text, options);
   }
   /** Resolves with the milliseconds to the server and back. Its callback is not called. */
   async ping(options: CallOptions = NO_OPTIONS): Promise<number> {
@@ -93,11 +80,10 @@ export class MicroClient {
     });
   }
   async *#stream(text: string, options: CallOptions): AsyncGenerator<string, void, undefined> {
-    const parts: string[] = [];
-    let [failure, wake]: [Error?, (() => void)?] = [];
-    const call = newCall(text, (reply) => { if (!call.isStreamed) parts.push(reply); wake?.(); },
+    const parts: string[] = []; let [failure, wake]: [Error?, (() => void)?] = [];
+    const call = newCall(text, (reply) => { if (!call.flow?.hasBegun) parts.push(reply); wake?.(); },
       (error) => { failure = error; wake?.(); });
-    call.onPart = (part) => { parts.push(part); wake?.(); };
+    call.flow = newFlow((part) => { parts.push(part); wake?.(); });
     this.#submit(call, options);
     try {
       for (;; await new Promise<void>((resolve) => { wake = resolve; })) {
@@ -111,33 +97,32 @@ export class MicroClient {
     const refusal = this.#refusal(call.text, signal);
     if (refusal !== undefined) return call.reject(refusal);
     const link = this.#link;
-    if (link === undefined || !link.outbox.isScheduled) this.#tickAt = now();
-    call.deadline = this.#tickAt + timeoutMs; call.limitMs = timeoutMs;
+    if (link === undefined || !link.outbox.isScheduled) this.#tickAt = Math.ceil(now()); // an integer takes no memory
+    call.deadline = this.#tickAt + timeoutMs; call.limitMs = timeoutMs; call.id = id;
     if (timeoutMs !== this.#options.timeoutMs) call.timeoutMs = Math.ceil(timeoutMs);
-    call.id = id;
     if (signal !== undefined) {
       const onAbort = () => this.#giveUp(call, 'ABORTED', 'the caller aborted it', signal.reason);
       signal.addEventListener('abort', onAbort);
       call.release = () => signal.removeEventListener('abort', onAbort);
     }
-    call.tag = this.#free.pop() ?? this.#calls.length; this.#calls[call.tag] = call;
-    this.#alarm.at(call.deadline);
+    call.tag = this.#free.pop() ?? this.#calls.length; this.#calls[call.tag] = call; this.#alarm.at(call.deadline);
     if (link?.state === 'open' && !link.duplex.writableNeedDrain) return this.#send(call, link);
     this.#queue.push(call); this.#connect();
   }
   /** Why a message can't even be queued, if so. */
   #refusal(text: unknown, signal: AbortSignal | undefined): MicroError | undefined {
     const { maxMessageBytes, maxQueued } = this.#options;
-    const refuse = (code: ErrorCode, why: string, cause?: unknown) =>
-      new MicroError(code, `Cannot send to ${this.#name()}: ${why}`, { outcome: 'not sent', cause });
-    if (this.#closing !== undefined) return refuse('CLOSED', 'the client was closed. Make a new one');
-    if (signal?.aborted) return refuse('ABORTED', 'the caller aborted it', signal.reason);
-    if (typeof text !== 'string') return refuse('BAD_MESSAGE', `it is ${quoted(text)}, expected a string`);
-    if (!isWellFormed(text)) return refuse('BAD_MESSAGE', 'it has half a surrogate pair, which UTF-8 can\'t carry');
-    if (exceeds(text, maxMessageBytes)) return refuse('MESSAGE_TOO_LARGE', `it has ${Buffer.byteLength(text)} bytes, ` +
-      `expected at most ${maxMessageBytes}. Send it in pieces, or raise maxMessageBytes on both sides`);
-    return this.#calls.length - this.#free.length < maxQueued ? undefined
-      : refuse('SERVER_BUSY', `${maxQueued} calls wait already. Await some, or raise maxQueued`);
+    let code: ErrorCode = 'BAD_MESSAGE', why = '';
+    if (this.#closing !== undefined) [code, why] = ['CLOSED', 'the client was closed. Make a new one'];
+    else if (signal?.aborted === true) [code, why] = ['ABORTED', 'the caller aborted it'];
+    else if (typeof text !== 'string') why = `it is ${quoted(text)}, expected a string`;
+    else if (!isWellFormed(text)) why = 'it has half a surrogate pair, which UTF-8 can\'t carry';
+    else if (exceeds(text, maxMessageBytes)) [code, why] = ['MESSAGE_TOO_LARGE', `it has ${Buffer.byteLength(text)} ` +
+      `bytes, expected at most ${maxMessageBytes}. Send it in pieces, or raise maxMessageBytes on both sides`];
+    else if (this.#calls.length - this.#free.length < maxQueued) return undefined;
+    else [code, why] = ['SERVER_BUSY', `${maxQueued} calls wait already. Await some, or raise maxQueued`];
+    const cause: unknown = signal?.reason;
+    return new MicroError(code, `Cannot send to ${this.#name()}: ${why}`, { outcome: 'not sent', cause });
   }
   #send(call: Call, link: Link): void {
     call.link = link; call.heard = link.heard;
@@ -166,7 +151,7 @@ export class MicroClient {
     const { scheme, host, url } = this.#address;
     const why = 'servers bind there, expected one host. Dial 127.0.0.1, or its name';
     if (host === '0.0.0.0' || host === '::') throw new MicroError('BAD_ADDRESS', `Cannot dial ${url}: ${why}`);
-    const transport = DIALLED_BY_NET.has(scheme) ? NET : await loadTransport(scheme);
+    const transport = scheme === 'tcp' || scheme === 'ipc' ? NET : await loadTransport(scheme);
     if (transport.dial === undefined) throw new Error('it can only be listened on');
     if (this.#closing !== undefined) return; // while it was loaded
     const { token, hello, timeoutMs, maxMessageBytes, dialect = frames() } = this.#options;
@@ -175,8 +160,7 @@ export class MicroClient {
     const receive = (chunk: Uint8Array) => { if (link.state !== 'closed') codec.receive(chunk, link.sink); };
     const ready = () => {
       if (link.state !== 'dialling') return;
-      link.state = 'open'; this.#failedDials = 0;
-      this.#rest(link);
+      link.state = 'open'; this.#failedDials = 0; this.#rest(link);
       codec.start?.(link.sink); this.#pump();
     };
     const duplex = transport.dial(this.#address, { options: this.#options, ready, receive });
@@ -195,8 +179,7 @@ export class MicroClient {
   }
   /** Hands waiting calls to the connection, as far as it takes them. */
   #pump(): void {
-    const [link, at] = [this.#link, now()];
-    let taken = 0;
+    const [link, at] = [this.#link, now()]; let taken = 0;
     for (const call of this.#queue) {
       if (link?.state !== 'open' || link.duplex.writableNeedDrain) break;
       taken++;
@@ -209,27 +192,26 @@ export class MicroClient {
   }
   // What the codec tells.
   #response(link: Link, slot: number, kind: Kind, body: string | MicroError): void {
-    const call = this.#calls[slot];
-    link.heard++;
+    const call = this.#calls[slot]; link.heard++;
     if (call?.link !== link) return this.#misread(link, 'PROTOCOL_ERROR', `no call has slot ${slot}`);
     if (kind === 'error') return this.#settle(call, body as MicroError);
     if (kind === 'reply') return this.#settle(call, undefined, body as string);
-    call.isStreamed = true;
-    if (kind === 'end') return this.#settle(call, undefined, call.joined.slice(0, -1));
+    const flow = call.flow ??= newFlow(); flow.hasBegun = true;
+    if (kind === 'end') return this.#settle(call, undefined, flow.joined.slice(0, -1));
     if (call.isSettled) return;
-    call.deadline = now() + call.limitMs; call.untaken++;
-    if (call.onPart !== undefined) return call.onPart(body as string);
-    call.joined += `${body as string}\n`;
-    this.#took(call, false);
-    if (call.joined.length <= this.#options.maxMessageBytes) return;
+    call.deadline = now() + call.limitMs; flow.untaken++;
+    if (flow.onPart !== undefined) return flow.onPart(body as string);
+    flow.joined += `${body as string}\n`; this.#took(call, false);
+    if (flow.joined.length <= this.#options.maxMessageBytes) return;
     this.#giveUp(call, 'MESSAGE_TOO_LARGE', 'its parts exceed maxMessageBytes. Use streamMessage');
   }
   /** A part was taken: gives credit back, some at a time. */
   #took(call: Call, isAll: boolean): void {
-    if (call.isSettled || !call.isStreamed) return;
-    call.deadline = now() + call.limitMs; call.untaken--;
-    if (++call.taken < 32 && !isAll) return;
-    tell(call.link as Link, 'credit', call.tag, call.taken); call.taken = 0;
+    const { flow, isSettled, link, tag } = call;
+    if (isSettled || !flow?.hasBegun) return;
+    call.deadline = now() + call.limitMs; flow.untaken--;
+    if (++flow.taken < 32 && !isAll) return;
+    tell(link as Link, 'credit', tag, flow.taken); flow.taken = 0;
   }
   /** Something on the connection that can't be used, perhaps a call's reply. */
   #misread(link: Link, code: ErrorCode, why: string, slot = -1): void {
@@ -242,11 +224,10 @@ export class MicroClient {
   }
   /** Settles a call, once, or sends it again. Its slot is free again when its answer has come, or can't any more. */
   #settle(call: Call, error: MicroError | undefined, text = '', isFinal = true): void {
-    const { link, isSettled } = call;
+    const { link, isSettled, tag } = call;
     const goesOn = error !== undefined && call.isRetried && !isSettled && this.#persists(call, error);
     call.isSettled = !goesOn;
-    const isFree = isFinal && !goesOn && this.#calls[call.tag] === call;
-    if (isFree) { this.#calls[call.tag] = undefined; this.#free.push(call.tag); }
+    if (isFinal && !goesOn && this.#calls[tag] === call) { this.#calls[tag] = undefined; this.#free.push(tag); }
     if (isSettled) return; // too late: its caller has an error
     if (call.release !== undefined && !goesOn) call.release();
     if (call.timer !== undefined && !goesOn) clearTimeout(call.timer);
@@ -258,20 +239,18 @@ export class MicroClient {
   #persists(call: Call, { code, outcome, retryAfterMs = 0 }: MicroError): boolean {
     const at = now();
     const isSafe = outcome !== 'maybe done' || (call.id !== undefined && call.link?.dedupes === true);
-    if (!isSafe || !RETRIED.has(code) || call.isStreamed || call.deadline - at < 10) return false;
+    if (!isSafe || !RETRIED.has(code) || call.flow?.hasBegun || call.deadline - at < 10) return false;
     // Full jitter, 50 ms doubling to 900; then 900 each time, which keeps the clients as far apart as chance put them.
     const steps = Math.max(0, this.#failedDials - 1);
     const backOffMs = (steps > 5 ? 1 : Math.random()) * Math.min(900, 50 * 2 ** steps);
     if (this.#retryAt < at + 2) this.#retryAt = at + backOffMs; // timers may be 2 ms early
     const waitMs = Math.min(this.#retryAt + retryAfterMs, call.deadline - 9) - at;
-    call.timer = setTimeout(() => { this.#queue.push(call); this.#pump(); }, waitMs);
-    call.link = undefined;
+    call.timer = setTimeout(() => { this.#queue.push(call); this.#pump(); }, waitMs); call.link = undefined;
     return true;
   }
   /** Ends a call from this side. Once sent, its slot stays taken until the server has answered it. */
   #giveUp(call: Call, code: ErrorCode, why: string, cause?: unknown): void {
-    const { link } = call;
-    const isFinal = link === undefined || link.state === 'closed';
+    const { link } = call; const isFinal = link === undefined || link.state === 'closed';
     if (call.isSettled && !isFinal) return;
     // Without it, a late reply would be taken for the next call's.
     if (!isFinal && !tell(link, 'cancel', call.tag)) this.#retire(link);
@@ -299,9 +278,7 @@ export class MicroClient {
     if (link.state === 'closed') return;
     const isDial = link.state === 'dialling';
     const unsent = this.#link === link ? this.#queue.splice(0) : []; // dialling at once meets who is about to end
-    link.state = 'closed';
-    this.#retire(link);
-    link.outbox.flush(); link.duplex.end();
+    link.state = 'closed'; this.#retire(link); link.outbox.flush(); link.duplex.end();
     const timer = setTimeout(() => link.duplex.destroy(), isDial ? 0 : CLOSE_MS);
     link.duplex.once('close', () => clearTimeout(timer));
     this.#fail([...this.#calls.filter((call) => call?.link === link) as Call[], ...unsent], reason, isDial);
@@ -309,10 +286,10 @@ export class MicroClient {
   /** Ends calls with what ended their dial or their connection. */
   #fail(calls: readonly Call[], cause: Error | undefined, isDial: boolean): void {
     if (isDial) this.#failedDials++;
+    const why = textOf(cause ?? (isDial ? 'it closed' : 'the connection ended'));
+    const refused = `Cannot reach ${this.#name()}: ${why}. Is the service running?`;
     for (const call of calls) {
-      const what = call.link === undefined ? 'not sent' : 'perhaps handled';
-      const lost = `${textOf(cause ?? 'the connection ended')}; the message was ${what}`;
-      const refused = `Cannot reach ${this.#name()}: ${textOf(cause ?? 'it closed')}. Is the service running?`;
+      const lost = `${why}; the message was ${call.link === undefined ? 'not sent' : 'perhaps handled'}`;
       if (cause instanceof MicroError) this.#settle(call, new MicroError(cause.code, cause.message, cause));
       else if (isDial) this.#settle(call, new MicroError('CONNECTION_REFUSED', refused, { cause }));
       else this.#giveUp(call, 'CONNECTION_LOST', lost, cause);
@@ -323,31 +300,29 @@ export class MicroClient {
     let next = Infinity;
     for (const call of this.#calls) {
       if (call === undefined || call.isSettled) continue;
-      if (call.untaken > 0) call.deadline = at + call.limitMs; // its reader's time, not the server's
-      const ms = Math.round(call.limitMs);
+      if (call.flow?.untaken) call.deadline = at + call.limitMs; // its reader's time, not the server's
+      const [ms, isDial] = [Math.round(call.limitMs), call.link === undefined && this.#link?.state !== 'open'];
       if (call.deadline > at) next = Math.min(next, call.deadline);
-      else if (call.link === undefined && this.#link?.state !== 'open') {
-        this.#giveUp(call, 'CONNECT_TIMEOUT', `no connection within ${ms} ms`);
-      } else this.#giveUp(call, 'TIMEOUT', `no answer within ${ms} ms. Give it a longer timeoutMs`);
+      else if (isDial) this.#giveUp(call, 'CONNECT_TIMEOUT', `no connection within ${ms} ms`);
+      else this.#giveUp(call, 'TIMEOUT', `no answer within ${ms} ms. Give it a longer timeoutMs`);
     }
     this.#queue = this.#queue.filter((call) => !call.isSettled);
     if (this.#queue.length === 0 && this.#link?.state === 'dialling') this.#lost(this.#link); // nobody waits for it
     return next;
   }
 }
-
-/** A call that waits, and its own message. One shape, and plain fields: one is made a call. */
+/** A call that waits, and its own message. Plain fields, and rare ones apart: a million a second are made. */
 type Call = ReturnType<typeof newCall>;
 function newCall(text: string, resolve: (reply: string) => void, reject: (error: Error) => void,
   isRetried = false, isPing = false) {
   return { tag: -1, text, timeoutMs: undefined as number | undefined, id: undefined as string | undefined,
-    client: undefined, resolve, reject, isRetried, isPing, isSettled: false, isStreamed: false, deadline: 0, limitMs: 0,
+    resolve, reject, isRetried, isPing, isSettled: false, deadline: 0, limitMs: 0,
     link: undefined as Link | undefined, heard: 0, // that it left on, and what that had heard by then
-    release: undefined as (() => void) | undefined, // of its signal
-    timer: undefined as NodeJS.Timeout | undefined, // to its next try
-    onPart: undefined as ((part: string) => void) | undefined, joined: '', // parts: for streamMessage, for sendMessage
-    untaken: 0, taken: 0 }; // parts: with the reader, since the last credit
+    release: undefined as (() => void) | undefined, timer: undefined as NodeJS.Timeout | undefined, // signal; next try
+    flow: undefined as ReturnType<typeof newFlow> | undefined }; // of a stream
 }
+/** The parts of a call: whether one came, how many are with the reader, and how many it took since the last credit. */
+const newFlow = (onPart?: (part: string) => void) => ({ onPart, joined: '', hasBegun: false, untaken: 0, taken: 0 });
 /** One connection of a client. */
 type Link = ReturnType<typeof newLink>;
 function newLink(duplex: Duplex & { ref?(): void; unref?(): void }, codec: Codec, onIdle: () => void, sink: Sink) {
@@ -361,43 +336,28 @@ function tell({ codec, outbox }: Link, ...words: Parameters<NonNullable<Codec['c
   if (bytes !== undefined) outbox.push(bytes);
   return bytes !== undefined;
 }
-
 // ---------------------------------------------------------------------------------------------------------- Errors
 /** Whether the work may have been done: of the call, not of the code. */
 export type Outcome = 'not sent' | 'refused' | 'maybe done' | 'failed';
-/** Every code: who is at fault, and the outcome where the error names no other. */
+/** Every code, by who is at fault, with the outcome where the error names no other. */
 export const ERRORS = {
-  UNKNOWN_SERVICE: { fault: 'the caller\'s set-up', outcome: 'not sent' },
-  BAD_PORTS_FILE: { fault: 'the caller\'s set-up', outcome: 'not sent' },
-  BAD_ADDRESS: { fault: 'the caller\'s set-up', outcome: 'not sent' },
-  BAD_MESSAGE: { fault: 'the caller\'s text', outcome: 'refused' },
-  CONNECTION_REFUSED: { fault: 'nobody answers there', outcome: 'not sent' },
-  CONNECT_TIMEOUT: { fault: 'nobody answers there', outcome: 'not sent' },
-  PORT_IN_USE: { fault: 'another process', outcome: 'not sent' },
-  SERVER_BUSY: { fault: 'the server sheds load', outcome: 'refused' },
-  NO_WORKER: { fault: 'the router has nobody', outcome: 'refused' },
-  TIMEOUT: { fault: 'the network or a slow service', outcome: 'maybe done' },
-  CONNECTION_LOST: { fault: 'the network or a slow service', outcome: 'maybe done' },
-  ABORTED: { fault: 'the caller', outcome: 'maybe done' },
-  CLOSED: { fault: 'the caller', outcome: 'maybe done' },
-  CALLBACK_FAILED: { fault: 'the service', outcome: 'failed' },
-  PROTOCOL_ERROR: { fault: 'the peer', outcome: 'refused' },
-  MESSAGE_TOO_LARGE: { fault: 'the peer', outcome: 'refused' },
-  UNAUTHORIZED: { fault: 'the peer', outcome: 'refused' },
-} as const satisfies Record<string, { fault: string; outcome: Outcome }>;
+  UNKNOWN_SERVICE: 'not sent', BAD_PORTS_FILE: 'not sent', BAD_ADDRESS: 'not sent', BAD_MESSAGE: 'refused', // caller
+  CONNECTION_REFUSED: 'not sent', CONNECT_TIMEOUT: 'not sent', PORT_IN_USE: 'not sent', // nobody; who has the port
+  SERVER_BUSY: 'refused', NO_WORKER: 'refused', // the server sheds load; the router has nobody
+  TIMEOUT: 'maybe done', CONNECTION_LOST: 'maybe done', // the network, or a slow service
+  ABORTED: 'maybe done', CLOSED: 'maybe done', CALLBACK_FAILED: 'failed', // the caller; the service
+  PROTOCOL_ERROR: 'refused', MESSAGE_TOO_LARGE: 'refused', UNAUTHORIZED: 'refused', // the peer
+} as const satisfies Record<string, Outcome>;
 export type ErrorCode = keyof typeof ERRORS;
 /** Every failure of a call, of a look-up and of a start. */
 export class MicroError extends Error {
-  override readonly name = 'MicroError';
-  readonly code: ErrorCode; readonly outcome: Outcome;
+  override readonly name = 'MicroError'; readonly code: ErrorCode; readonly outcome: Outcome;
   readonly retryAfterMs: number | undefined; // where the server said when to try again
   constructor(code: ErrorCode, message: string, { outcome, retryAfterMs, cause }: Partial<MicroError> = {}) {
     super(message, cause === undefined ? undefined : { cause });
-    this.code = code;
-    this.outcome = outcome ?? ERRORS[code].outcome; this.retryAfterMs = retryAfterMs;
+    this.code = code; this.outcome = outcome ?? ERRORS[code]; this.retryAfterMs = retryAfterMs;
   }
 }
-
 // ------------------------------------------------------------------------------------------------------- The seams
 export type Body = string | Uint8Array;
 /** What a callback may answer; `null` where there is nothing to say. */
@@ -406,14 +366,12 @@ export type Log = (level: 'info' | 'warn' | 'error', text: string) => void;
 /** What a request is known by on its connection: a number, or what the dialect needs to answer it. */
 export type Tag = number | object;
 /** `goodbye` is an error that ends the connection; `notice` one that doesn't, and names no request. */
-export type Kind = Response | 'notice' | 'goodbye';
-type Response = 'reply' | 'part' | 'end' | 'error';
+export type Kind = Response | 'notice' | 'goodbye'; type Response = 'reply' | 'part' | 'end' | 'error';
 export type Control = 'cancel' | 'credit' | 'ping' | 'draining' | 'goodbye' | 'gone';
 export interface Message {
   tag: Tag; text: string;
   timeoutMs?: number | undefined; id?: string | undefined; parts?: readonly Uint8Array[] | undefined;
-  client?: string | undefined; // behind a router
-  oneWay?: boolean | undefined; // nobody waits for a reply
+  client?: string | undefined; oneWay?: boolean | undefined; // whose it is, behind a router; nobody awaits a reply
 }
 /** How bytes on one connection become messages. Sans-IO: sees no socket, no timer, no service. */
 export interface Dialect {
@@ -431,21 +389,18 @@ export interface CodecOptions {
 export interface Codec {
   readonly heldBytes: number; // of an unfinished message
   start?(sink: Sink): void; receive(chunk: Uint8Array, sink: Sink): void; end?(sink: Sink): void; // at a half-close
-  request(message: Message): Body;
-  encode(kind: Kind, body: Body | readonly Body[] | MicroError, tag?: Tag): Body;
+  request(message: Message): Body; encode(kind: Kind, body: Body | readonly Body[] | MicroError, tag?: Tag): Body;
   control?(word: Control, argument?: Tag | string, count?: number): Body | undefined; // none: it has no such thing
   idleMs?(): number | undefined; idle?(sink: Sink): void; // after so much silence the latter decides; asked each chunk
 }
 /** What a codec tells its connection. */
 export interface Sink {
   hello?(fields: Readonly<Record<string, string>>): void;
-  message(message: Message): void;
-  response(tag: Tag, kind: Response, body: string | MicroError): void;
+  message(message: Message): void; response(tag: Tag, kind: Response, body: string | MicroError): void;
   control?(word: Control, argument: Tag | string, count: number): void;
   command?(line: string, tag: Tag): void; // for the server itself: `$ping`
   error(code: ErrorCode, text: string, tag?: Tag): void; // what can't be used; the connection goes on
-  write(bytes: Body): void;
-  close(last?: MicroError | Body): void; // it ends with these bytes, or with the error in the dialect's words
+  write(bytes: Body): void; close(last?: MicroError | Body): void; // with these bytes, or the error in its words
 }
 /** How bytes travel: a file each in `transports/`, exporting `transport`. Tcp, and dialling ipc, are in the core. */
 export interface Transport {
@@ -455,26 +410,21 @@ export interface Transport {
     onDuplex: (duplex: Duplex, how?: { side: 'dialled'; dialect: Dialect }) => void,
     onError: (error: Error) => void): Promise<{ readonly address: Address; close(): Promise<void> }>;
 }
-
 // ------------------------------------------------------------------------------------------------ Lines and frames
-const [LF, BACKSLASH, LETTER_N] = [10, 92, 110];
-const EMPTY = Buffer.alloc(0);
-const HELLO = '\x01portcall/1';
+const LF = 10; const EMPTY = Buffer.alloc(0); const HELLO = '\x01portcall/1';
 /** A frame's head, but for a slot alone: PROTOCOL.md, "Frames". */
 const HEAD = /^(0|[1-9]\d{0,8})(?:@([1-9]\d{0,14}))?(?:#([^~\\]{1,128}))?(?:~([^\\]{1,128}))?([+.!]?)(\\?)$/;
 const HEAD_BYTES = 512; // hold the longest
 const REASON = /^([A-Z_]{1,40}) ([nrmf])(?: (\d{1,9}))?: ([^]*)$/;
 const KINDS: Readonly<Record<string, Response>> = { '': 'reply', '+': 'part', '.': 'end', '!': 'error' };
 const OUTCOMES: Readonly<Record<string, Outcome>> = { n: 'not sent', r: 'refused', m: 'maybe done', f: 'failed' };
-
 type Sliced = Buffer & Record<'latin1Slice' | 'utf8Slice', (start: number, end: number) => string>;
 /** Cuts bytes into lines of UTF-8. What a line means, those tell that extend it. */
 export abstract class LineCodec implements Codec {
   heldBytes = 0;
   #held: Buffer = EMPTY; // the unfinished line, and room for more of it
   #isSkipping = false; // too long and told so: the rest is dropped up to its LF
-  protected readonly max: number;
-  protected maxLine: number; // every letter may be escaped, and there is a head
+  protected readonly max: number; protected maxLine: number; // every letter may be escaped, and there is a head
   constructor(max: number) { this.max = max; this.maxLine = 2 * max + HEAD_BYTES; }
   abstract request(message: Message): Body;
   abstract encode(kind: Kind, body: Body | readonly Body[] | MicroError, tag?: Tag): Body;
@@ -483,12 +433,9 @@ export abstract class LineCodec implements Codec {
   receive(chunk: Uint8Array, sink: Sink): void {
     let bytes = Buffer.isBuffer(chunk) ? chunk : Buffer.from(chunk.buffer, chunk.byteOffset, chunk.length);
     if (this.heldBytes > 0 || this.#isSkipping) {
-      const end = bytes.indexOf(LF) + 1;
-      this.#hold(end === 0 ? bytes : bytes.subarray(0, end), sink);
+      const end = bytes.indexOf(LF) + 1; this.#hold(end === 0 ? bytes : bytes.subarray(0, end), sink);
       if (end === 0) return;
-      this.#isSkipping = false;
-      this.#decode(this.#take(), sink);
-      bytes = bytes.subarray(end);
+      this.#isSkipping = false; this.#decode(this.#take(), sink); bytes = bytes.subarray(end);
     }
     const end = bytes[bytes.length - 1] === LF ? bytes.length : bytes.lastIndexOf(LF) + 1;
     if (end > 0) this.#decode(end === bytes.length ? bytes : bytes.subarray(0, end), sink);
@@ -505,8 +452,7 @@ export abstract class LineCodec implements Codec {
       return;
     }
     for (let start = 0, end; (end = bytes.indexOf(LF, start) + 1) !== 0; start = end) {
-      const line = bytes.subarray(start, end);
-      const head = line.toString('latin1', 0, HEAD_BYTES);
+      const line = bytes.subarray(start, end); const head = line.toString('latin1', 0, HEAD_BYTES);
       if (isUtf8(line)) this.#decode(line, sink);
       else if (line.length > this.maxLine) this.tooLarge(head, sink);
       else this.bad('BAD_MESSAGE', 'Cannot read a text that is not UTF-8', head, sink);
@@ -527,21 +473,17 @@ export abstract class LineCodec implements Codec {
     piece.copy(this.#held, this.heldBytes); this.heldBytes = bytes;
   }
   #take(): Buffer {
-    const taken = this.#held.subarray(0, this.heldBytes);
-    [this.#held, this.heldBytes] = [EMPTY, 0];
+    const taken = this.#held.subarray(0, this.heldBytes); [this.#held, this.heldBytes] = [EMPTY, 0];
     return taken;
   }
   protected tooLarge(head: string, sink: Sink): void {
     this.bad('MESSAGE_TOO_LARGE', `Cannot read a message of over ${this.max} bytes`, head, sink);
   }
 }
-
 class FrameCodec extends LineCodec {
-  readonly #isServer: boolean; readonly #isAccepted: boolean; readonly #hello: string;
-  #isGreeted = false;
+  readonly #isServer: boolean; readonly #isAccepted: boolean; readonly #hello: string; #isGreeted = false;
   constructor({ maxMessageBytes, role, side, hello = {} }: CodecOptions) {
-    super(maxMessageBytes);
-    this.maxLine = 8 * 1024; // of a hello
+    super(maxMessageBytes); this.maxLine = 8 * 1024; // of a hello
     this.#isServer = role === 'server'; this.#isAccepted = side === 'accepted';
     const fields = Object.entries(hello).map(([name, value]) => ` ${name}=${encodeURIComponent(value)}`);
     this.#hello = `${HELLO}${fields.join('')}\n`;
@@ -555,11 +497,11 @@ class FrameCodec extends LineCodec {
     return framed(head, text);
   }
   encode(kind: Kind, body: Body | readonly Body[] | MicroError, tag?: Tag): Body {
-    if (kind === 'reply') return framed(String(tag), body as string);
-    if (kind === 'part') return framed(`${String(tag)}+`, body as string);
-    if (kind === 'end') return `${String(tag)}.\n`;
+    const slot = String(tag);
+    if (kind === 'reply' || kind === 'part') return framed(kind === 'part' ? `${slot}+` : slot, body as string);
+    if (kind === 'end') return `${slot}.\n`;
     const { code, outcome, retryAfterMs: ms, message } = body as MicroError;
-    const head = kind === 'error' ? `${String(tag)}!` : kind === 'notice' ? '!' : 'goodbye';
+    const head = kind === 'error' ? `${slot}!` : kind === 'notice' ? '!' : 'goodbye';
     return `${head} ${code} ${outcome[0]}${ms === undefined ? '' : ` ${ms}`}: ${oneLine(message)}\n`;
   }
   control(...words: unknown[]): string { return `${words.map((one) => encodeURIComponent(String(one))).join(' ')}\n`; }
@@ -585,8 +527,7 @@ class FrameCodec extends LineCodec {
   }
   /** A frame for a slot; false if it can't be read. */
   #addressed([head, slot, ms, id, client, mark = '', flag]: string[], rest: string | undefined, sink: Sink): boolean {
-    const tag = Number(slot);
-    const text = flag && rest ? unescaped(rest) : rest;
+    const tag = Number(slot); const text = flag && rest ? unescaped(rest) : rest;
     const body = mark === '!' ? reason(text) : text ?? '';
     const isWanted = this.#isServer ? mark === '' : !ms && !id && !client;
     if (exceeds(text ?? '', this.max)) this.tooLarge(`${head!} `, sink);
@@ -622,14 +563,13 @@ class FrameCodec extends LineCodec {
     const outcome = Object.hasOwn(ERRORS, code) || this.#isServer ? 'refused' : 'maybe done';
     const why = this.#isServer ? `Cannot speak ${quoted(greeting.slice(1, 32))}: expected ${quoted(HELLO.slice(1))}`
       : `Cannot use what answers: expected a portcall server, got ${quoted(line.slice(0, 64))}`;
-    const said = greeting === 'goodbye' ? reason(line.slice(8)) : undefined;
-    sink.close(said ?? new MicroError(known(code), why, { outcome, retryAfterMs: numbered(ms) }));
+    sink.close((greeting === 'goodbye' && reason(line.slice(8))) ||
+      new MicroError(known(code), why, { outcome, retryAfterMs: numbered(ms) }));
   }
   protected bad(code: ErrorCode, why: string, head: string, sink: Sink): void {
     const outcome = this.#isServer ? 'refused' : 'maybe done';
     if (!this.#isGreeted) return sink.close(new MicroError('PROTOCOL_ERROR', `${why}: expected a hello`, { outcome }));
-    const [, digits, , , , mark] = HEAD.exec(head.split(' ', 1)[0]!) ?? [];
-    const slot = numbered(digits);
+    const [, digits, , , , mark] = HEAD.exec(head.split(' ', 1)[0]!) ?? []; const slot = numbered(digits);
     const fault = this.#isServer || code !== 'BAD_MESSAGE' ? code : 'PROTOCOL_ERROR'; // a garbled reply
     if (this.#isServer || mark !== '' || slot === undefined) sink.error(fault, why, slot);
     else sink.response(slot, 'error', new MicroError(fault, why, { outcome }));
@@ -637,10 +577,9 @@ class FrameCodec extends LineCodec {
 }
 /** The dialect of MicroClient: one frame a line, replies in any order. */
 export function frames(): Dialect {
-  const begin = HELLO.slice(0, -1);
   return { name: 'frames', ordered: false, open: (options) => new FrameCodec(options), matches(head) {
-    const first = Buffer.from(head.subarray(0, begin.length)).toString('latin1');
-    return first === begin ? 'yes' : begin.startsWith(first) ? 'more' : 'no';
+    const first = String.fromCharCode(...head.subarray(0, HELLO.length - 1)); // whatever its version
+    return first === HELLO.slice(0, -1) ? 'yes' : HELLO.startsWith(first) ? 'more' : 'no';
   } };
 }
 function framed(head: string, text: string): Body {
@@ -648,30 +587,13 @@ function framed(head: string, text: string): Body {
   if (text.length < 65_536) return `${head} ${text}\n`;
   const textBytes = Buffer.byteLength(text); // a large text is copied but once, straight to where it is sent from
   const bytes = Buffer.allocUnsafe(head.length + 2 + textBytes);
-  bytes.write(`${head} `, 'latin1');
-  bytes.write(text, head.length + 1, textBytes === text.length ? 'latin1' : 'utf8');
-  bytes[bytes.length - 1] = LF;
-  return bytes;
+  bytes.write(`${head} `, 'latin1'); bytes.write(text, head.length + 1, textBytes === text.length ? 'latin1' : 'utf8');
+  bytes[bytes.length - 1] = LF; return bytes;
 }
-/** By the byte: a million line breaks in 10 ms, where `replaceAll` takes 200 and the memory of a million pieces. */
-function escaped(text: string): string {
-  const bytes = Buffer.allocUnsafe(2 * Buffer.byteLength(text));
-  let end = 0;
-  for (const byte of Buffer.from(text)) {
-    if (byte === LF || byte === BACKSLASH) bytes[end++] = BACKSLASH;
-    bytes[end++] = byte === LF ? LETTER_N : byte;
-  }
-  return bytes.toString('utf8', 0, end);
-}
-function unescaped(text: string): string {
-  const bytes = Buffer.from(text); let end = 0;
-  for (let at = 0; at < bytes.length; at++) {
-    const next = bytes[at] === BACKSLASH ? bytes[at + 1] : 0;
-    if (next === LETTER_N || next === BACKSLASH) at++;
-    bytes[end++] = next === LETTER_N ? LF : bytes[at]!;
-  }
-  return bytes.toString('utf8', 0, end);
-}
+/** By splitting: a million line breaks in 20 ms, where `replaceAll` takes 100. */
+const escaped = (text: string): string => text.split('\\').join('\\\\').split('\n').join('\\n');
+const unescaped = (text: string): string => text.split('\\\\')
+  .map((piece) => (piece.includes('\\') ? piece.split('\\n').join('\n') : piece)).join('\\');
 function reason(text = ''): MicroError | undefined {
   const [, code, outcome = '', ms, message = ''] = REASON.exec(text) ?? [];
   if (code === undefined) return undefined;
@@ -679,16 +601,13 @@ function reason(text = ''): MicroError | undefined {
 }
 const known = (code: string): ErrorCode => (Object.hasOwn(ERRORS, code) ? code as ErrorCode : 'PROTOCOL_ERROR');
 const numbered = (digits: string | undefined) => (digits === undefined ? undefined : Number(digits));
-function decoded(field: string | undefined): string | undefined {
-  try { return field === undefined ? undefined : decodeURIComponent(field); } catch { return field; }
-}
-
+const decoded = (field?: string) => { try { return field && decodeURIComponent(field); } catch { return field; } };
 // --------------------------------------------------------------------------------------- Writing, timing, dialling
-/** All writes of a tick in one; the first early, so that both cores work: else half the rate at 1,000 in flight. */
+/** All writes of a tick in one; the first early, so that both cores work: else half the rate at 1,000 in flight. How
+ * early, the last tick tells: 9 % more at 1,000 in flight than from 512 letters on each time. */
 export class Outbox {
   isScheduled = false; // something waits, or will, for release()
-  readonly #duplex: Duplex;
-  readonly #owner: { flooded(): void } | undefined; // is told when the peer reads more slowly than it is written to
+  readonly #duplex: Duplex; readonly #owner: { flooded(): void } | undefined; // is told when the peer reads slowly
   #text = ''; #early = 512;
   constructor(duplex: Duplex, owner?: { flooded(): void }) { this.#duplex = duplex; this.#owner = owner; }
   /** @param isLone Nothing more is expected in this tick. */
@@ -701,7 +620,7 @@ export class Outbox {
   }
   /** Gathers what is pushed up to release(), which is up to the caller if this is true. */
   hold(): boolean { return !this.isScheduled && (this.isScheduled = true); }
-  release(): void { this.isScheduled = false; this.#early = 512; this.flush(); }
+  release(): void { this.isScheduled = false; this.#early = Math.max(512, this.#early / 2); this.flush(); }
   static #release(outbox: Outbox): void { outbox.release(); } // a closure for each would be kept by each connection
   flush(behind?: Uint8Array): void {
     const text = this.#text; this.#text = '';
@@ -712,7 +631,6 @@ export class Outbox {
     if (this.#duplex.writableNeedDrain) this.#owner?.flooded();
   }
 }
-
 /** One unref'd timer for many deadlines: a timer a call costs a third of the rate. */
 export class Alarm {
   readonly #walk: (at: number) => number; // ends what is overdue and returns when to be called again
@@ -726,16 +644,13 @@ export class Alarm {
   }
   stop(): void { clearTimeout(this.#timer); this.#due = Infinity; }
 }
-
 /** Milliseconds that never go back; `performance` would have to be loaded first. */
-export const now = (): number => process.uptime() * 1000;
-const DIALLED_BY_NET: ReadonlySet<string> = new Set(['tcp', 'ipc']);
+export const now = (): number => Number(process.hrtime.bigint()) / 1e6;
 const CHUNK = Buffer.allocUnsafeSlow(64 * 1024); // all clients read into it: what is kept is copied
 const NET: Transport = {
   dial({ host, port, path }, { ready, receive }) {
     const onread = { buffer: CHUNK, callback: (bytes: number) => { receive(CHUNK.subarray(0, bytes)); return true; } };
-    const to = { ...(path === undefined ? { host, port } : { path }), noDelay: true, onread };
-    const socket = connect(to as NetConnectOpts);
+    const socket = connect({ ...(path ? { path } : { host, port }), noDelay: true, onread } as NetConnectOpts);
     return socket.once('connect', () => {
       // A free port in the range of outgoing ones may be dialled from itself, and connects.
       const isSelf = path === undefined && socket.localPort === port && socket.localAddress === socket.remoteAddress;
@@ -751,7 +666,6 @@ export async function loadTransport(scheme: string): Promise<Transport> {
   try { return ((await loadBeside(`transports/${scheme}`)) as { transport: Transport }).transport; }
   catch (cause) { throw new MicroError('BAD_ADDRESS', why, { cause }); }
 }
-
 // ---------------------------------------------------------------------------------------------------- Small checks
 export const exceeds = (text: string, maxBytes: number): boolean =>
   text.length * 3 > maxBytes && Buffer.byteLength(text) > maxBytes;
@@ -770,46 +684,41 @@ export function quoted(value: unknown): string {
   const escape = (letter: string) => `\\u${letter.charCodeAt(0).toString(16).padStart(4, '0')}`;
   return text.replace(/[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/gu, escape);
 }
-export const logToStderr: Log = (level, text) => {
-  if (level !== 'info') process.stderr.write(`portcall: ${oneLine(text)}\n`);
-};
+export const logToStderr: Log = (level, text) =>
+  void (level === 'info' || process.stderr.write(`portcall: ${oneLine(text)}\n`));
+const refused = (what: string, value: unknown, expected: string) =>
+  new TypeError(`Cannot use ${what} ${quoted(value)}: expected ${expected}`);
 export function positive<K extends string>(options: { readonly [N in K]?: number }, name: K, standard: number): number {
   const value: unknown = options[name] ?? standard;
-  if (typeof value !== 'number') throw new TypeError(`Cannot use ${name} ${quoted(value)}: expected a number`);
-  if (!(value > 0)) throw new RangeError(`Cannot use ${name} ${value}: expected more than 0`);
-  return value;
+  if (typeof value !== 'number') throw refused(name, value, 'a number');
+  if (value > 0) return value;
+  throw new RangeError(`Cannot use ${name} ${value}: expected more than 0`);
 }
 /** A token that is named but empty or missing must not mean that none is wanted. */
 export function checkSetUp(key: unknown, options: { token?: string }): void {
-  const isKey = typeof key === 'string' || typeof key === 'number';
-  if (!isKey) throw new TypeError(`Cannot use key ${quoted(key)}: expected a name in ports.json, a port or an address`);
-  if (!('token' in options) || (typeof options.token === 'string' && options.token !== '')) return;
-  throw new TypeError(`Cannot use token ${quoted(options.token)}: expected a secret. Leave it out if none is wanted`);
+  if (!/^(?:string|number)$/.test(typeof key)) throw refused('key', key, 'a name in ports.json, a port or an address');
+  const isToken = !('token' in options) || (typeof options.token === 'string' && options.token !== '');
+  if (!isToken) throw refused('token', options.token, 'a secret. Leave it out if none is wanted');
 }
 function checkCall({ id, signal, ...options }: CallOptions): void {
   positive(options, 'timeoutMs', 1);
   const isId = typeof id === 'string' && isWellFormed(id) && /^.{1,128}$/.test(encodeURIComponent(id));
-  const wrong = id !== undefined && !isId ? `id ${quoted(id)}: expected 1 to 128 bytes, percent-encoded`
-    : signal !== undefined && !(signal instanceof AbortSignal) && `signal ${quoted(signal)}: expected an AbortSignal`;
-  if (wrong !== false) throw new TypeError(`Cannot use ${wrong}`);
+  if (id !== undefined && !isId) throw refused('id', id, '1 to 128 bytes, percent-encoded');
+  if (signal !== undefined && !(signal instanceof AbortSignal)) throw refused('signal', signal, 'an AbortSignal');
 }
-
 // ------------------------------------------------------------------------------------- The look-up in ports.json
 export interface Address { url: string; scheme: string; host?: string; port?: number; path?: string }
 export type Ports = string | Table; // the path of a ports file, or an object in its stead
-type Table = Readonly<Record<string, unknown>>;
-const NUMBER = /^-?\d+(\.\d+)?$/;
+type Table = Readonly<Record<string, unknown>>; const NUMBER = /^-?\d+(\.\d+)?$/;
 /** Where a key leads. A port number, its digits or a URL in place of a key needs no file. */
 export function resolveAddress(key: string | number, ports?: Ports, warn?: (text: string) => void): Address {
-  const name = String(key);
-  const isDirect = typeof key === 'number' || NUMBER.test(name) || name.includes('://');
+  const name = String(key), isDirect = typeof key === 'number' || NUMBER.test(name) || name.includes('://');
   const { file, table } = isDirect ? { table: { [name]: key } } : readPorts(ports, name);
   const where = () => (file === undefined ? `address ${quoted(key)}` : `${quoted(key)} in ${quoted(file)}`);
   const known = Object.keys(table).filter((one) => one !== 'portcall' || typeof table[one] !== 'object'); // the CLI's
   const failure = (code: ErrorCode, why: string) => new MicroError(code, `Cannot ${why}`);
   if (!known.includes(name)) throw failure('UNKNOWN_SERVICE', `find service ${where()}: ${suggest(name, known)}`);
-  const found = parseAddress(table[name]);
-  const code = isDirect ? 'BAD_ADDRESS' : 'BAD_PORTS_FILE';
+  const found = parseAddress(table[name]); const code = isDirect ? 'BAD_ADDRESS' : 'BAD_PORTS_FILE';
   if (typeof found === 'string') throw failure(code, `read ${where()}: ${found}`);
   const { url, port } = found;
   const twin = port === 0 ? undefined // 0: each gets its own
@@ -820,7 +729,6 @@ export function resolveAddress(key: string | number, ports?: Ports, warn?: (text
   if (isTransient) warn?.(`Port ${port} of ${where()} may be taken: outgoing connections are given 32768 to 60999`);
   return found;
 }
-
 /** The table that keys are looked up in, and its name for messages. They tell `key`, if given. */
 export function readPorts(ports?: Ports, key?: string): { file: string; table: Table } {
   const given = ports ?? (process.env['PORTCALL_PORTS'] || undefined);
@@ -839,7 +747,6 @@ export function readPorts(ports?: Ports, key?: string): { file: string; table: T
   const task = key === undefined ? 'read' : `find service ${quoted(key)} in`;
   throw new MicroError('BAD_PORTS_FILE', `Cannot ${task} ${quoted(file)}: ${fault}`, { cause });
 }
-
 /** Reads a port number, its digits or a URL, or tells what is wrong; schemes but tcp and ipc are their transports'. */
 function parseAddress(value: unknown): Address | string {
   const given = typeof value === 'string' || typeof value === 'number' ? String(value) : '';
@@ -853,8 +760,7 @@ function parseAddress(value: unknown): Address | string {
   if (/[\0-\x1f\x7f-\x9f]/.test(url)) return 'it has a control character, expected none';
   if (scheme === 'ipc' && bytes > 107) return `path has ${bytes} bytes, expected at most 107`; // 108 with its NUL
   if (scheme === 'ipc' && rest.startsWith('/')) return { url, scheme, path: rest };
-  if (port > 65_535) return `port is ${digits}, expected at most 65535`;
-  if (port < 0 || port % 1 > 0) return `port is ${digits}, expected a natural number`;
+  if (port < 0 || port > 65_535 || port % 1 > 0) return `port is ${digits}, expected a whole number from 0 to 65535`;
   if (!/^(?:|tcp|ipc)$/.test(scheme)) return { url, scheme, host: bare, path, ...(port >= 0 && { port }) };
   const isTcp = scheme === 'tcp' && isHost && port >= 0 && user === undefined && path.length <= 1;
   return isTcp ? { url: `tcp://${host.toLowerCase()}:${port}`, scheme, host: bare, port }
@@ -862,40 +768,33 @@ function parseAddress(value: unknown): Address | string {
 }
 /** Names the key that differs in one place only, and there in a third of its letters at most. */
 function suggest(key: string, known: readonly string[]): string {
-  const near = known.find((name) => {
-    const [a, b] = [key.toUpperCase(), name.toUpperCase()];
-    let [start, end] = [0, 0];
-    while (start < a.length && a[start] === b[start]) start++;
-    while (end < Math.min(a.length, b.length) - start && a.at(-1 - end) === b.at(-1 - end)) end++;
-    return (Math.max(a.length, b.length) - start - end) * 3 <= a.length;
-  });
+  const asked = key.toUpperCase(), cut = Math.floor(asked.length / 3);
+  const isNear = (name: string) => Math.abs(name.length - asked.length) <= cut && [...asked, ''].some((_, at) =>
+    name.startsWith(asked.slice(0, at)) && name.endsWith(asked.slice(at + cut)));
+  const near = known.find((name) => isNear(name.toUpperCase()));
   const list = known.slice(0, 12).map((name) => (/^[\w.-]{1,64}$/.test(name) ? name : quoted(name)));
   if (known.length > 12) list.push('…');
   return `${near === undefined ? 'no such key.' : `did you mean ${quoted(near)}?`} Known: ${list.join(', ') || 'none'}`;
 }
-const JSON_STRING = /^"(?:[^"\\\0-\x1f]|\\(?:["\\/bfnrt]|u[\da-fA-F]{4}))*"$/;
-const JSON_PLAIN = /^(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)$/;
-/** Where JSON breaks, and what should stand there: engines word it differently, or don't tell. */
+/** Where JSON breaks and what would do there, found by trying: engines word it differently, or don't tell. */
 function findJsonFault(text: string): string {
   const tokens = [...text.matchAll(/"(?:\\.|[^"\\])*"?|[{}[\],:]|[^ \t\n\r"{}[\],:]+/gs)];
-  let [next, expected] = [0, ''];
-  const take = (wanted: string, form?: RegExp): boolean => {
-    const token = tokens[next]?.[0] ?? '';
-    expected = wanted;
-    return (form?.test(token) ?? wanted.endsWith(`"${token}"`)) && ++next > 0;
+  const wanted = (at: number): string[] => { // what can stand in place of this token
+    let ends = ''; // that what is open wants
+    for (const [token] of tokens.slice(0, at)) {
+      ends = ({ '{': '}', '[': ']' }[token] ?? '') + (token === ends[0] ? ends.slice(1) : ends);
+    }
+    const [head, end] = [text.slice(0, tokens[at]?.index), ends === '' ? 'the end' : quoted(ends[0])];
+    const ways = { 'a key in double quotes': '"":0', '":"': ':0', 'a value': ' 0',
+      '","': ends[0] === '}' ? ',"":0' : ',0', [end]: '' };
+    return Object.entries(ways).filter(([, way]) => isJson(head + way + ends)).map(([name]) => name);
   };
-  const list = (item: () => boolean, end: string): boolean => {
-    if (take(end)) return true;
-    do if (!item()) return false; while (take('","'));
-    return take(`"," or ${end}`);
-  };
-  const member = () => take('a key in double quotes', JSON_STRING) && take('":"') && value();
-  const value = (): boolean => take('"{"') ? list(member, '"}"') : take('"["') ? list(value, '"]"')
-    : take('', JSON_STRING) || take('a value', JSON_PLAIN);
-  const root = 'an object such as {"LIFE_GEN": 5467}';
-  if (tokens.length === 0) return `it is empty, expected ${root}`;
-  if (take(root, /^\{$/) && list(member, '"}"')) expected = 'the end';
-  const head = text.slice(0, tokens[next]?.index).split('\n');
-  const is = next < tokens.length ? quoted(tokens[next]![0]) : 'the end';
-  return `line ${head.length}, column ${head.at(-1)!.length + 1} is ${is}, expected ${expected}`;
+  let [good, bad] = [0, tokens[0]?.[0] === '{' ? tokens.length + 1 : 1];
+  for (let at; (at = (good + bad) >> 1) > good;) if (wanted(at).length > 0) good = at; else bad = at;
+  const before = text.slice(0, tokens[good]?.index).split('\n');
+  const [token] = tokens[good] ?? [];
+  const is = `line ${before.length}, column ${before.at(-1)!.length + 1} is ${token ? quoted(token) : 'the end'}`;
+  const expected = good > 0 ? wanted(good).join(' or ') : 'an object such as {"LIFE_GEN": 5467}';
+  return `${tokens.length === 0 ? 'it is empty' : is}, expected ${expected}`;
 }
+function isJson(text: string): boolean { try { JSON.parse(text); return true; } catch { return false; } }

@@ -78,10 +78,10 @@ describe('an address in place of a key', () => {
   });
 
   it.each<[string | number, RegExp]>([
-    [70000, /port is 70000, expected at most 65535/], ['70000', /at most 65535/], [-1, /port is -1, expected/],
+    [70000, /port is 70000, expected a whole number from 0 to 65535/], ['70000', /from 0 to 65535/], [-1, /port is -1, expected/],
     ['-1', /port is \S+, expected/], [1.5, /port is 1.5, expected/], ['1.5', /port is \S+, expected/], [NaN, /it is NaN, expected a port/],
-    [Infinity, /Infinity/], [1e21, /1e\+21/], ['tcp://host:99999', /port is 99999, expected at most 65535/],
-    ['tls://host:99999', /at most/], ['tcp://host:-1', /port is \S+, expected/], ['tcp://host:1.5', /port is \S+, expected/],
+    [Infinity, /Infinity/], [1e21, /1e\+21/], ['tcp://host:99999', /port is 99999, expected a whole number from 0 to 65535/],
+    ['tls://host:99999', /from 0 to 65535/], ['tcp://host:-1', /port is \S+, expected/], ['tcp://host:1.5', /port is \S+, expected/],
     ['tcp://host', /expected a port, tcp:\/\/host:port or ipc:\/\/\/path/], ['tcp://:1', /expected/],
     ['tcp://::1:5', /expected/], ['tcp://[zz]:5', /expected/], ['tcp://*:5', /expected/], ['tcp://u@h:5', /expected/],
     ['tcp://h:5/x', /expected/], ['tcp://h:', /expected/], ['tcp://', /expected/], ['x y://z', /expected/],
@@ -185,7 +185,7 @@ describe('where ports.json is looked for', () => {
 
 describe('what a key may hold', () => {
   it.each<[unknown, string]>([
-    [70000, 'port is 70000, expected at most 65535'], [-1, 'port is -1, expected'],
+    [70000, 'port is 70000, expected a whole number from 0 to 65535'], [-1, 'port is -1, expected'],
     [1.5, 'port is 1.5, expected'], ['x', 'it is "x", expected a port, tcp://host:port or ipc:///path'],
     [null, 'it is null, expected'], [[5467], 'it is an object'], [{}, 'it is an object'], [true, 'it is true'],
     ['', 'it is ""'], [{ toString: 5 }, 'it is an object'], ['ipc://x', 'expected'], ['tcp://h:70000', 'port is 70000'],

@@ -154,7 +154,7 @@ describe('imports', () => {
 
 describe('size', () => {
   // 800 lines each are the aim. The client is not there yet: its number may fall, and must not rise.
-  it.each([['lib/micro_client.ts', 901], ['lib/micro_server.ts', 800]])('%s has at most %i lines', (file, most) => {
+  it.each([['lib/micro_client.ts', 800], ['lib/micro_server.ts', 800]])('%s has at most %i lines', (file, most) => {
     expect(text(file).trimEnd().split('\n').length).toBeLessThanOrEqual(most);
   });
   it('no line of lib has more than 120 columns', () => {
@@ -216,7 +216,7 @@ describe('what the two core files export', () => {
       const end = isOneLine ? at : lines.findIndex((other, index) => index > at && /^\S/.test(other));
       const body = lines.slice(at, end + 1);
       return [{ id: `${file}: ${kind} ${name}`, name, kind, count: body.length,
-        hasDoc: /^(?: )?\*\/$|^\/\*\*.*\*\/$/.test(lines[at - 1] ?? ''),
+        hasDoc: /^(?:\/\*\*| ).*\*\/$/.test(lines[at - 1] ?? ''),
         hasNotes: body.some((one) => /\/\/|\/\*\*/.test(one)) }];
     });
   });
