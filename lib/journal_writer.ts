@@ -1,12 +1,10 @@
 /** The file that a journal writes to: a group of lines stays in it whole, or not at all. */
-import { constants, lstatSync, write, writeSync } from 'node:fs';
+import { constants, lstatSync, write } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
 import type { Segment } from './journal_segment.ts';
 import { openPlainFile } from './plain_file.ts';
 
 const COPY_BYTES = 1024 * 1024;
-/** The system copies that in some 20 µs, less than a thread takes to be woken and to tell of it. */
-const AT_ONCE_BYTES = 64 * 1024;
 /**
  * At the end, wherever that is: in a file that another cut, a fixed offset would leave a hole of
  * zeros.
@@ -86,8 +84,7 @@ export class JournalWriter {
     let done = 0;
     try {
       while (done < bytes) { // a system may take less than it was given
-        const rest = [this.#file.fd, lines, done, bytes - done, null] as const;
-        done += bytes <= AT_ONCE_BYTES ? writeAtOnce(...rest) : await writeSome(...rest);
+        done += await writeSome(this.#file.fd, lines, done, bytes - done, null);
       }
       if (sync) await this.#sync(end);
       this.#checkPlace(end);
@@ -218,12 +215,6 @@ function writeSome(
       else reject(error ?? new Error('the file took no byte'));
     });
   });
-}
-
-function writeAtOnce(...rest: Parameters<typeof writeSome>): number {
-  const taken = writeSync(...rest);
-  if (taken > 0) return taken;
-  throw new Error('the file took no byte');
 }
 
 function identityOf({ dev, ino }: { dev: number; ino: number }): string {
