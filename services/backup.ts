@@ -50,7 +50,8 @@ const PATIENCE_MS = 8_000;
 /**
  * `revert` → the absolute path of the latest good backup, or `No backup found.`; `backup` → makes
  * one now, `Backup completed`; `list`, `status`, `verify` → JSON; `exit` closes the connection. The
- * first letter may be a capital. It serves once: what was stopped stays so.
+ * first letter may be a capital. It serves once: what was stopped stays so. A `backup` that takes
+ * longer than the server waits is answered `TIMEOUT` and goes on; `status` tells how far it is.
  *
  * A backup is good if it was copied whole, from a source that stood still meanwhile, and still has
  * the hash in its name. Whoever may write to the folder can put a file there by that rule.
