@@ -140,7 +140,7 @@ const CLIENT: Options = {
 const COMMANDS: Readonly<Record<string, Command>> = {
   serve: {
     takes: ['SERVICE'],
-    help: `starts ${Object.keys(BUILT_INS).join(', ')}, or what a file exports as its default`,
+    help: `starts ${Object.keys(BUILT_INS).join(', ')}, or a file's default export`,
     options: {
       key: { value: 'KEY', help: 'its name in ports.json' },
       port: { value: 'PORT', help: 'where to listen in place of ports.json; 0 is any free port' },

@@ -176,7 +176,7 @@ const MAX_HELD = { messages: 4096, bytes: 1024 * 1024 }; // requests of a connec
 const WINDOW = { parts: 256, bytes: 1024 * 1024 }; // how far a stream may be ahead of its reader
 const PAUSED_PING_MS = 200;
 const EMPTY = Buffer.alloc(0);
-const NOTHING_TO_DO = (): void => {};
+const NOTHING_TO_DO = (): void => {}; const NONE: Request[] = [];
 const AS_TOLD: ServeOptions = {}; // by the first bytes
 
 class Hub {
@@ -261,7 +261,9 @@ class Connection implements Sink {
   #head: Buffer | undefined; // first bytes that may still become one dialect or another
   #dialect: Dialect | undefined; #codec: Codec | undefined;
   #client: OwnClient | undefined; #forwarded: Map<string, OwnClient> | undefined; // behind it, if it is a router
-  #requests: Map<Tag, Request> | undefined; // in the callback; of an ordered dialect, also whose turn has not come
+  /** In the callback; of an ordered dialect in order, also whose turn has not come. No Map: its dead tables are kept
+   * alive by older ones, with what stood in them, and made a fifth of the work the garbage collector's. */
+  #requests: Request[] | undefined;
   #held: Held[] | undefined; // not dispatched yet
   #timeoutMs: number | undefined; // of a request that names none
   #turn = 0; // messages that may still be handled in this tick
@@ -288,7 +290,11 @@ class Connection implements Sink {
   static #onData(this: Owned, chunk: Buffer): void { this[OWNER].#receive(chunk); }
   static #onEnd(this: Owned): void { this[OWNER].#ended(); }
   static #onClose(this: Owned): void { this[OWNER].#closed(); }
-  get inFlight(): number { return this.#requests?.size ?? 0; }
+  #find(tag: Tag): Request | undefined {
+    if (this.#requests !== undefined) for (const one of this.#requests) if (one.message.tag === tag) return one;
+    return undefined;
+  }
+  get inFlight(): number { return this.#requests?.length ?? 0; }
 
   // Bytes in.
   #receive(chunk: Buffer, isAll = false): void {
@@ -367,7 +373,7 @@ class Connection implements Sink {
   response(): void { this.error('PROTOCOL_ERROR', 'Cannot take a reply: this side asks nothing'); }
   control(word: Control, argument: Tag | string, count: number): void {
     if (word === 'cancel') this.#cancel(argument as Tag);
-    else if (word === 'credit') this.#requests?.get(argument as Tag)?.credit(count);
+    else if (word === 'credit') this.#find(argument as Tag)?.credit(count);
     else if (word === 'gone') this.#gone(argument as string);
     else if (word === 'goodbye') this.#abortAll('the client said goodbye');
   }
@@ -386,7 +392,7 @@ class Connection implements Sink {
     const why = `Cannot go on after ${most} errors: ${text}`;
     if (code === 'MESSAGE_TOO_LARGE') this.hub.met('maxMessageBytes');
     if (++this.#errors > most) this.#endAt('maxProtocolErrors', 'PROTOCOL_ERROR', why);
-    else if (tag === undefined || this.#requests?.has(tag)) this.#encode('notice', error);
+    else if (tag === undefined || this.#find(tag)) this.#encode('notice', error);
     else this.message({ tag, text: '', answer: ['error', error] });
   }
   write(bytes: Body): void { this.#outbox.push(bytes); }
@@ -418,12 +424,11 @@ class Connection implements Sink {
     return this.inFlight >= maxInFlight || this.#duplex.writableLength > maxOutputBytes / 4;
   }
   #dispatch(message: Held): void {
-    const { hub } = this;
-    this.#turn--;
-    if (message.answer !== undefined) return this.#answer(new Request(this, message, 0, this.hub.now), ...message.answer);
+    const { hub } = this; this.#turn--;
+    if (message.answer !== undefined) return this.#answer(new Request(this, message, 0, hub.now), ...message.answer);
     const { tag, text, id, timeoutMs = this.#timeoutMs ?? Infinity } = message;
-    if (this.#requests?.has(tag)) return this.error('PROTOCOL_ERROR', `Cannot take slot ${String(tag)} twice`, tag);
-    const request = new Request(this, message, Math.min(timeoutMs, hub.limits.callbackTimeoutMs), this.hub.now);
+    if (this.#find(tag)) return this.error('PROTOCOL_ERROR', `Cannot take slot ${String(tag)} twice`, tag);
+    const request = new Request(this, message, Math.min(timeoutMs, hub.limits.callbackTimeoutMs), hub.now);
     if (hub.isDraining) return this.#failed(request, new MicroError('SERVER_BUSY', 'Cannot take it: the server stops'));
     hub.counts.requests++;
     let value: unknown;
@@ -451,7 +456,7 @@ class Connection implements Sink {
   }
   async #settle(request: Request, promised: unknown): Promise<void> {
     this.hub.alarm.at(request.dueAt = this.hub.now + request.limitMs);
-    (this.#requests ??= new Map()).set(request.message.tag, request);
+    (this.#requests ??= []).push(request);
     try {
       const value = (await promised) as Value | undefined;
       if (typeof value === 'string' || value === null) return this.#reply(request, value ?? '');
@@ -482,7 +487,7 @@ class Connection implements Sink {
     const ahead: number[] = []; // lengths of the parts that the reader has not taken
     let aheadBytes = 0;
     const hasRoom = () => this.#duplex.writableLength < WINDOW.bytes && (isOrdered
-      ? this.#requests?.values().next().value === request : ahead.length < WINDOW.parts && aheadBytes < WINDOW.bytes);
+      ? this.#requests?.[0] === request : ahead.length < WINDOW.parts && aheadBytes < WINDOW.bytes);
     request.credit = (parts) => { for (const length of ahead.splice(0, parts)) aheadBytes -= length; request.wake(); };
     request.leave = () => this.hub.fenced('stream', () => iterator.return?.());
     for (;;) {
@@ -505,19 +510,18 @@ class Connection implements Sink {
   /** Answers a request, once. Where the dialect is ordered, the bytes wait for their turn. */
   #answer(request: Request, kind: Kind, body: Answer[1]): void {
     if (request.isSettled) return;
-    const requests = this.#requests;
-    const { message } = request;
     request.settle();
-    if (requests?.has(message.tag) === true) this.hub.latency.record(now() - request.since, 1);
-    if (requests === undefined || requests.size === 0 || this.#dialect?.ordered !== true) {
-      requests?.delete(message.tag);
-      this.#encode(kind, body, message);
+    const requests = this.#requests ?? NONE, at = requests.indexOf(request);
+    if (at !== -1) this.hub.latency.record(now() - request.since, 1);
+    if (requests.length === 0 || this.#dialect?.ordered !== true) {
+      if (at !== -1) { requests[at] = requests.at(-1)!; requests.pop(); }
+      this.#encode(kind, body, request.message);
     } else {
       request.answer = [kind, body];
-      for (const first of requests.set(message.tag, request).values()) {
+      if (at === -1) requests.push(request);
+      for (let first; (first = requests[0]) !== undefined;) {
         if (first.answer === undefined) { first.wake(); break; }
-        requests.delete(first.message.tag);
-        this.#encode(...first.answer, first.message);
+        requests.shift(); this.#encode(...first.answer, first.message);
       }
     }
     if (request.next === 'stopServer') this.hub.stopServer();
@@ -534,7 +538,7 @@ class Connection implements Sink {
   }
   #cut(limit: keyof Limits): void { this.hub.met(limit); this.#duplex.destroy(); }
   #cancel(tag: Tag): void {
-    const request = this.#requests?.get(tag);
+    const request = this.#find(tag);
     const held = this.#held?.find((message) => message.tag === tag);
     const error = new MicroError('ABORTED', 'the caller gave up', { outcome: request ? 'maybe done' : 'refused' });
     if (request !== undefined) this.#failed(request, request.abort(error));
@@ -546,7 +550,7 @@ class Connection implements Sink {
     this.#failed(request, request.abort(new MicroError('TIMEOUT', `${why}: the service still works on it`)));
   }
   #abortAll(why: string): void {
-    for (const request of this.#requests?.values() ?? []) {
+    for (const request of [...this.#requests ?? NONE]) {
       const isKept = request.message.id !== undefined && this.hub.options.dedupe; // its reply has a use still
       if (!isKept) request.abort(new MicroError('CONNECTION_LOST', why));
       request.settle();
@@ -609,7 +613,7 @@ class Connection implements Sink {
     socket.setTimeout?.(this.hub.limits.outputTimeoutMs, onStalled);
     socket.once('drain', () => {
       this.#isFlooded = false; socket.setTimeout?.(0, onStalled);
-      for (const request of this.#requests?.values() ?? []) request.wake();
+      for (const request of [...this.#requests ?? NONE]) request.wake();
       this.#rest();
     });
   }
@@ -619,7 +623,7 @@ class Connection implements Sink {
     let next = bytes === 0 ? Infinity : this.#partialSince + Math.max(this.hub.limits.partialTimeoutMs, bytes / 1.024);
     if (next <= at) this.#endAt('partialTimeoutMs', 'TIMEOUT', 'Cannot wait longer for the rest of a message: ' +
       `${bytes} bytes came in ${Math.round(at - this.#partialSince)} ms`);
-    for (const request of this.#requests?.values() ?? []) {
+    for (const request of [...this.#requests ?? NONE]) {
       if (request.dueAt <= at) this.#timeOut(request, `Cannot answer within ${Math.round(request.limitMs)} ms`);
       else next = Math.min(next, request.dueAt);
     }
@@ -646,7 +650,7 @@ class Connection implements Sink {
   }
   /** The end of a drain: what is still in flight is answered with an error. */
   cutOff(): void {
-    for (const one of this.#requests?.values() ?? []) this.#timeOut(one, 'Cannot finish before the server stops');
+    for (const one of [...this.#requests ?? NONE]) this.#timeOut(one, 'Cannot finish before the server stops');
     this.#held = undefined;
     this.#linger(LINGER_MS.drained);
     setTimeout(() => this.#duplex.destroy(), 2 * LINGER_MS.drained);

@@ -140,7 +140,7 @@ fault.unless(noStrace, 'E06', 'a sync in the background that gives EIO while a w
   const inject = traced({ inject: ['fdatasync:error=EIO:when=1', 'write:delay_enter=150000'], threads: 2,
     paths: [join(folder, FIRST)] });
   await JournalProcess.with({ options: { folder, fsync: 'interval', intervalMs: 1 } }, async (child) => {
-    const texts = range(6).map((at) => `text ${at}`);
+    const texts = range(6).map((at) => `text ${at}`.padEnd(70_000)); // so much that a thread writes it
     const outcomes = await child.append(texts);
     expect(outcomes[0]).toEqual({ number: 0 });
     expect(outcomes[1]?.error).toMatch(/EIO/);
