@@ -206,22 +206,23 @@ describe('a DEALER', () => {
 
 describe('libzmq is refused, hears it, and good clients are served', () => {
   const PROTOCOL = 'HANDSHAKE_FAILED_PROTOCOL';
-  it.each(['PUB', 'SUB', 'PUSH', 'PULL', 'PAIR', 'XPUB', 'XSUB'])('a %s', async (kind) => {
+  it.each(['PUB', 'SUB', 'PUSH', 'PAIR'])('a %s', async (kind) => {
     const runs: string[] = [];
     const port = await serve((message) => { runs.push(message); return message; });
     const socket = await connect(kind, port, { watch: true });
     await until(() => [...servers][0]?.stats().connections === 0, 5_000, 'that it is closed');
     expect(runs).toEqual([]);
-    expect(await socket.failure(300)).toBeNull(); // 4.3 tells only that it was disconnected, and stays away
+    expect(await socket.failure(150)).toBeNull(); // 4.3 tells only that it was disconnected, and stays away
     expect([...servers][0]?.stats().connections).toBe(0);
     expect(await (await connect('REQ', port)).call('a')).toEqual(['a']);
   });
-  it.each([['PLAIN', { PLAIN_USERNAME: 'me', PLAIN_PASSWORD: 'secret' }], ['CURVE', {}]])('mechanism %s', async (name, given) => {
+  it.for(['PLAIN', 'CURVE'])('mechanism %s', async (name, ctx) => {
     const port = await serve();
     const keys = await zmq.ask<string[] | null>('curve_keys', {});
-    if (name === 'CURVE' && keys === null) return; // this libzmq has none
+    if (name === 'CURVE' && keys === null) ctx.skip('this libzmq is built without CURVE');
     const [own = '', secret = ''] = keys ?? [];
-    const options = name === 'PLAIN' ? given : { CURVE_PUBLICKEY: own, CURVE_SECRETKEY: secret, CURVE_SERVERKEY: own };
+    const options: Record<string, string> = name === 'PLAIN' ? { PLAIN_USERNAME: 'me', PLAIN_PASSWORD: 'secret' }
+      : { CURVE_PUBLICKEY: own, CURVE_SECRETKEY: secret, CURVE_SERVERKEY: own };
     const socket = await connect('REQ', port, { options, watch: true });
     expect(await socket.failure(5_000)).toMatchObject({ event: PROTOCOL });
     expect([...servers][0]?.stats().requests).toBe(0);
