@@ -291,7 +291,7 @@ class Connection implements Sink {
   static #onEnd(this: Owned): void { this[OWNER].#ended(); }
   static #onClose(this: Owned): void { this[OWNER].#closed(); }
   #find(tag: Tag): Request | undefined {
-    if (this.#requests !== undefined) for (const one of this.#requests) if (one.message.tag === tag) return one;
+    for (const one of this.#requests ?? NONE) if (one.message.tag === tag) return one;
     return undefined;
   }
   get inFlight(): number { return this.#requests?.length ?? 0; }
@@ -387,8 +387,7 @@ class Connection implements Sink {
   }
   error(code: ErrorCode, text: string, tag?: Tag): void {
     if (this.#state === 'over' || !this.#admits()) return;
-    const most = this.hub.limits.maxProtocolErrors;
-    const error = new MicroError(code, text);
+    const most = this.hub.limits.maxProtocolErrors, error = new MicroError(code, text);
     const why = `Cannot go on after ${most} errors: ${text}`;
     if (code === 'MESSAGE_TOO_LARGE') this.hub.met('maxMessageBytes');
     if (++this.#errors > most) this.#endAt('maxProtocolErrors', 'PROTOCOL_ERROR', why);

@@ -28,8 +28,6 @@ export interface ServerSetUp {
   watchAborts?: boolean;
   /** The callback alone: nothing is counted. For what is measured. */
   bare?: boolean;
-  /** ZeroMQ's sockets are served too. */
-  zmtp?: boolean;
   /** As `portcall serve`: SIGTERM and SIGINT drain. */
   signals?: boolean;
   /** False: only what the command `start` says. */
