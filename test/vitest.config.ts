@@ -6,6 +6,7 @@ export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
     exclude: ['**/node_modules/**', 'dist/**'],
+    globalSetup: 'test/helpers/programs_built.ts',
     pool: 'forks',
     maxWorkers: 2,
     testTimeout: 30_000,

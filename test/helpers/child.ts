@@ -2,8 +2,8 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
-import { fileURLToPath } from 'node:url';
 import { within } from './deadline.ts';
+import { builtProgram } from './programs_built.ts';
 
 export interface ChildOptions {
   /** For node itself: `['--max-old-space-size=64']`. */
@@ -36,9 +36,8 @@ export class Child {
 
   /** @param program A file in `programs/`. It gets `argument` as JSON in its first argument. */
   constructor(program: string, argument: unknown, { flags = [], env, cwd, wrapper = [] }: ChildOptions = {}) {
-    const file = fileURLToPath(new URL(`./programs/${program}`, import.meta.url));
-    const [command = '', ...words] = [...wrapper, process.execPath, ...flags, '--import',
-      import.meta.resolve('tsx'), file, JSON.stringify(argument)];
+    const [command = '', ...words] = [...wrapper, process.execPath, ...flags, builtProgram(program),
+      JSON.stringify(argument)];
     this.name = program;
     const child = spawn(command, words, { cwd, stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
       env: { ...process.env, NODE_OPTIONS: '', VITEST: undefined, ...env } });

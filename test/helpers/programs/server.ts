@@ -1,5 +1,6 @@
 /** A MicroServer as a process of its own: see `../server_process.ts`, which starts and asks it. */
 import { appendFileSync } from 'node:fs';
+import { extname } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
 import { MicroServer, stopOnSignals, type Callback, type Service } from '../../../lib/micro_server.ts';
 import { createTimer } from '../../../services/timer.ts';
@@ -98,7 +99,8 @@ function warmUp(): void {
 
 /** Its `ready` rejects where it can't serve. */
 async function serviceOf({ file, create, options }: NonNullable<ServerSetUp['service']>): Promise<Service> {
-  const module = await import(`../../../services/${file}`) as Record<string, (options: object) => Service>;
+  const own = file.replace(/\.ts$/, extname(import.meta.url));
+  const module = await import(`../../../services/${own}`) as Record<string, (options: object) => Service>;
   const service = module[create]?.(options) as Service & { ready?: Promise<void> };
   await service.ready;
   return service;
