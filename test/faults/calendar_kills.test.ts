@@ -61,9 +61,11 @@ class Caller {
       const text = JSON.stringify({ action: 'timestamp', clientID: 'TaskTracker', eventName, ...id });
       this.history.invoke(eventName);
       let end = await this.#send(text);
-      while (end === 'unknown' && 'id' in id) {
-        await this.#arrived;
-        end = await this.#send(text);
+      if (end === 'unknown' && 'id' in id) {
+        while (end !== 'ok') { // that a later try was refused does not tell what became of the first
+          await this.#arrived;
+          end = await this.#send(text);
+        }
       }
       this.history.end(eventName, end);
     }
