@@ -147,14 +147,14 @@ export class MicroServer {
   }
 }
 
-const watched = new Set<MicroServer>();
+const watched = new Set<{ stop(): Promise<void> }>();
 const SIGNALS = ['SIGTERM', 'SIGINT'] as const;
 let isInterrupted = false;
 /**
  * Drains the server on SIGTERM and SIGINT, then ends the process with 0; a second SIGINT ends it at once with 130. A
  * library installs no handler by itself: call this in the program. What it returns takes it back.
  */
-export function stopOnSignals(server: MicroServer): () => void {
+export function stopOnSignals(server: { stop(): Promise<void> }): () => void {
   if (watched.size === 0) for (const name of SIGNALS) process.on(name, onSignal);
   watched.add(server);
   return () => {
@@ -674,7 +674,7 @@ function newClient(id: string, dialect: string, duplex?: Duplex): OwnClient {
 }
 
 /** One request and its context. Plain fields: one is made a message. */
-class Request implements Context {
+export class Request implements Context {
   readonly connection: Connection; readonly message: Message; readonly limitMs: number; readonly since: number;
   dueAt = Infinity; isSettled = false; answer: Answer | undefined = undefined;
   next: 'close' | 'stopServer' | undefined = undefined; // once it is answered
