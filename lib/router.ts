@@ -3,87 +3,38 @@
  * Its front is a MicroServer whose callback forwards, so that every dialect, limit and error of a
  * server holds; its back is one too, and its only dialect turns the roles round.
  */
-import { Heartbeat, type HeartbeatOptions } from './heartbeat.ts';
-import { Alarm, MicroError, loadBeside, logToStderr, now, positive, quoted } from './micro_client.ts';
-import type { Address, Log, Value } from './micro_client.ts';
-import { DEFAULT_LIMITS, MicroServer } from './micro_server.ts';
-import type { Client, Context, Request, ServerOptions, Stats } from './micro_server.ts';
-import { Job, WorkerLink, workerFrames, type LinkOwner } from './worker_link.ts';
+import { loadBeside, logToStderr, quoted } from './micro_client.ts';
+import type { Address } from './micro_client.ts';
+import { MicroServer } from './micro_server.ts';
+import type { Context, Request, ServerOptions, Stats } from './micro_server.ts';
+import { Pool, type PoolOptions, type Strategy, type WorkerStats } from './pool.ts';
+import { workerFrames } from './worker_link.ts';
 
-/** A worker, as a strategy sees it. */
-export interface Candidate {
-  readonly id: string;
-  readonly inFlight: number; // requests that it was sent and has not answered
-  readonly hasRoom: boolean; // for one more
-}
-/** What is to be sent, as a strategy sees it. */
-export interface Routed { readonly text: string; readonly client: Client }
-/**
- * Picks a worker of those that are there; there is one at least. One without room keeps the request
- * waiting for that very worker; none at all, for whoever has room first.
- */
-export type Strategy = (workers: readonly Candidate[], message: Routed) => Candidate | undefined;
-
-export interface RouterOptions extends Omit<ServerOptions, 'maxInFlight'> {
+export interface RouterOptions extends Omit<ServerOptions, 'maxInFlight'>, PoolOptions {
   front: string | number; back: string | number; // keys, ports or addresses; `host` is the front's
   strategy?: string | Strategy; // a file of `routing/`, or a function; default `round_robin`
-  heartbeat?: HeartbeatOptions;
-  maxInFlight?: number; // requests that a worker has at a time; default 256
-  maxQueued?: number; // that wait for a worker; past it `SERVER_BUSY`; default 4,096
-  maxQueuedBytes?: number; // and their letters; default 16 MiB, as much as a worker has at a time
-  /**
-   * Sends what carries an id to another worker when its own is lost. Only where workers share what
-   * they know of ids: else it may be done twice. Default false.
-   */
-  resend?: boolean;
 }
 
-export interface RouterStats {
-  front: Stats; queued: number;
-  workers: Pick<WorkerLink, 'id' | 'address' | 'state' | 'inFlight' | 'sent'>[];
-}
-
-/** What clients may be told to do when there is no room: wait so long. */
-const RETRY_AFTER_MS = 200;
+export interface RouterStats { front: Stats; queued: number; workers: WorkerStats[] }
 
 export class MicroRouter {
-  readonly #front: MicroServer; readonly #back: MicroServer;
-  readonly #options: RouterOptions; readonly #log: Log;
-  readonly #maxQueued: number; readonly #maxQueuedBytes: number;
-  readonly #heartbeat: Heartbeat<WorkerLink>;
-  readonly #alarm = new Alarm((at) => this.#look(at));
-  readonly #workers = new Map<string, WorkerLink>(); // by id
-  #ready: WorkerLink[] = []; // those of them that take requests
-  readonly #waiting = new Set<Job>(); // for any worker
-  #queued = 0; #queuedBytes = 0; // there, and for particular ones
-  #choose: Strategy = () => undefined;
-  #ticks: NodeJS.Timeout | undefined;
+  readonly #front: MicroServer; readonly #back: MicroServer; readonly #pool: Pool;
+  readonly #strategy: string | Strategy;
 
   /** @throws {TypeError | RangeError} Wrong options. A wrong address is told by `startListening`. */
   constructor(options: RouterOptions) {
-    const { front, back, strategy = 'round_robin', maxInFlight: _, host, ...shared } = options;
+    const { front, back, host, maxInFlight: _, strategy = 'round_robin', ...shared } = options;
     const isName = typeof strategy === 'string' && /^[a-z]+(?:_[a-z]+)*$/.test(strategy);
     if (!isName && typeof strategy !== 'function') {
       throw new TypeError(`Cannot route by ${quoted(strategy)}: expected a function, or a file of routing/`);
     }
-    const maxInFlight = positive(options, 'maxInFlight', DEFAULT_LIMITS.maxInFlight);
-    this.#options = options;
-    this.#log = options.log ?? logToStderr;
-    this.#maxQueued = positive(options, 'maxQueued', 4_096);
-    this.#maxQueuedBytes = positive(options, 'maxQueuedBytes', 16 * 1024 * 1024);
-    this.#heartbeat = new Heartbeat(options.heartbeat);
-    const owner: LinkOwner = {
-      maxInFlight, maxSentBytes: this.#maxQueuedBytes,
-      heard: (link) => { if (link.state !== 'new' && this.#heartbeat.heard(link)) this.#returned(link); },
-      freed: (link) => { if (this.#queued > 0) this.#refill(link); },
-      again: (job) => this.#route(job),
-      drains: (link) => this.#drains(link),
-      misread: (link, why) => this.#log('warn', `Worker ${quoted(link.id)} sent what can't be used: ${why}`),
-    };
-    const forward = (_: string, context: Context) => this.#forward(context as Request);
+    const pool = new Pool(() => undefined, options.log ?? logToStderr, options);
+    const forward = (_text: string, context: Context) => pool.forward(context as Request);
+    const join = (_text: string, context: Context) => pool.join(context as Request);
     this.#front = new MicroServer(forward, front, { ...shared, ...(host !== undefined && { host }) });
-    const join = (_: string, context: Context) => this.#join(context as Request);
-    this.#back = new MicroServer(join, back, { ...shared, dedupe: 0, dialects: [workerFrames(owner)] });
+    this.#back = new MicroServer(join, back, { ...shared, dedupe: 0, dialects: [workerFrames(pool)] });
+    this.#pool = pool;
+    this.#strategy = strategy;
   }
 
   /**
@@ -91,11 +42,11 @@ export class MicroRouter {
    * @throws {MicroError} `PORT_IN_USE`, `BAD_ADDRESS`, `UNKNOWN_SERVICE`, `BAD_PORTS_FILE`.
    */
   async startListening(): Promise<{ front: Address; back: Address }> {
-    this.#choose = await loadStrategy(this.#options.strategy ?? 'round_robin');
+    this.#pool.choose = await loadStrategy(this.#strategy);
     const back = await this.#back.startListening();
     try {
       const front = await this.#front.startListening();
-      this.#ticks ??= setInterval(() => this.#beat(), this.#heartbeat.intervalMs).unref();
+      this.#pool.start();
       return { front, back };
     } catch (error) {
       await this.#back.stop();
@@ -107,182 +58,14 @@ export class MicroRouter {
   async stop(options: { graceMs?: number } = {}): Promise<void> {
     await this.#front.stop(options);
     await this.#back.stop(options);
-    clearInterval(this.#ticks);
-    this.#ticks = undefined;
-    this.#alarm.stop();
+    this.#pool.stop();
   }
 
   stats(): RouterStats {
-    const workers = Array.from(this.#workers.values(),
-      ({ id, address, state, inFlight, sent }) => ({ id, address, state, inFlight, sent }));
-    return { front: this.#front.stats(), queued: this.#queued, workers };
-  }
-
-  // Requests.
-  #forward(request: Request): Promise<Value> {
-    const { client } = request;
-    if (!client.state.has(this)) this.#meet(client);
-    return new Promise((resolve, reject) => this.#route(new Job(request, resolve, reject)));
-  }
-
-  /** Its workers are told when it has gone. */
-  #meet(client: Client): void {
-    client.state.set(this, true);
-    const onGone = () => { for (const link of this.#workers.values()) link.gone(client.id); };
-    client.signal.addEventListener('abort', onGone, { once: true });
-  }
-
-  /** Sends a request to the worker that the strategy picks, or lets it wait. */
-  #route(job: Job): void {
-    job.request.leave = () => this.#left(job); // far cheaper than its signal
-    let link: WorkerLink | undefined;
-    try {
-      if (this.#ready.length > 0) link = this.#choose(this.#ready, job) as WorkerLink | undefined;
-    } catch (error) {
-      return job.fail(error);
-    }
-    if (link === undefined || !link.hasRoom) this.#queue(job, link?.queue ?? this.#waiting);
-    else link.send(job);
-  }
-
-  #queue(job: Job, queue: Set<Job>): void {
-    const { limitMs, since } = job.request;
-    if (this.#queued >= this.#maxQueued || this.#queuedBytes + job.length > this.#maxQueuedBytes) {
-      return job.fail(busy(`${this.#queued} requests wait for a worker already`));
-    }
-    job.dueAt = since + limitMs - Math.min(100, limitMs / 10); // in time to be told so
-    job.queue = queue.add(job);
-    this.#queued++;
-    this.#queuedBytes += job.length;
-    this.#alarm.at(job.dueAt);
-  }
-
-  #dequeue(job: Job): void {
-    if (job.queue?.delete(job) !== true) return;
-    job.queue = undefined;
-    this.#queued--;
-    this.#queuedBytes -= job.length;
-  }
-
-  /** Hands a worker what waits for it, then what waits for anybody. */
-  #refill(link: WorkerLink): void {
-    while (link.state === 'joined' && link.hasRoom) {
-      const job = first(link.queue) ?? first(this.#waiting);
-      if (job === undefined) return;
-      this.#dequeue(job);
-      link.send(job);
-    }
-  }
-
-  /** Asks the strategy again, where workers came or went. */
-  #reroute(queue: ReadonlySet<Job>): void {
-    for (const job of [...queue]) {
-      this.#dequeue(job);
-      this.#route(job);
-    }
-  }
-
-  /** The front has settled a request: with its answer, or since nobody waits for that any more. */
-  #left(job: Job): void {
-    const isAborted = job.request.controller?.signal.aborted === true; // else its reply is kept by its id
-    if (job.isOver || !isAborted) return;
-    this.#dequeue(job);
-    job.isOver = true;
-    job.link?.cancel(job);
-  }
-
-  /** Ends what has waited too long for a worker; tells when to look again. */
-  #look(at: number): number {
-    let next = Infinity;
-    for (const queue of [this.#waiting, ...Array.from(this.#workers.values(), (link) => link.queue)]) {
-      for (const job of queue) {
-        if (job.dueAt > at) { next = Math.min(next, job.dueAt); continue; }
-        this.#dequeue(job);
-        job.fail(this.#ready.length > 0 ? busy(`none of ${this.#ready.length} workers had room in time`)
-          : new MicroError('NO_WORKER', 'Cannot route it: no worker came in time. Is one running?'));
-      }
-    }
-    return next;
-  }
-
-  // Workers.
-  #join({ message: { tag: link }, client }: Request): null {
-    if (!(link instanceof WorkerLink)) {
-      const why = 'this port is for workers. Dial the router\'s front';
-      throw new MicroError('BAD_MESSAGE', `Cannot take a request here: ${why}`);
-    }
-    link.address = client.address;
-    link.id ||= `worker ${client.id}`;
-    const twin = this.#workers.get(link.id);
-    if (twin !== undefined && twin.state !== 'out') {
-      const why = `worker ${quoted(link.id)} at ${twin.address} is here. Give each an id of its own`;
-      link.close(new MicroError('SERVER_BUSY', `Cannot join: ${why}`, { retryAfterMs: 1_000 }));
-      return null;
-    }
-    if (twin !== undefined) this.#lost(twin, 'another one with its id came');
-    this.#workers.set(link.id, link);
-    client.signal.addEventListener('abort', () => this.#lost(link, 'its connection ended'), { once: true });
-    this.#heartbeat.heard(link);
-    this.#admit(link, 'joined');
-    return null;
-  }
-
-  #admit(link: WorkerLink, what: string): void {
-    link.state = 'joined';
-    this.#ready.push(link);
-    this.#log('info', `Worker ${quoted(link.id)} at ${link.address} ${what}`);
-    this.#reroute(this.#waiting);
-  }
-
-  #returned(link: WorkerLink): void { if (link.state === 'out') this.#admit(link, 'answers again'); }
-
-  #drains(link: WorkerLink): void {
-    if (link.state === 'joined') this.#dismiss(link, 'draining', 'drains');
-  }
-
-  /** It gets no more; what it was not sent goes to others. */
-  #dismiss(link: WorkerLink, state: 'out' | 'draining' | 'closed', why: string): void {
-    link.state = state;
-    this.#ready = this.#ready.filter((other) => other !== link);
-    this.#log(state === 'draining' ? 'info' : 'warn', `Worker ${quoted(link.id)} at ${link.address}: ${why}`);
-    this.#reroute(link.queue);
-  }
-
-  #lost(link: WorkerLink, why: string): void {
-    if (link.state === 'closed') return;
-    this.#workers.delete(link.id);
-    this.#heartbeat.leave(link);
-    this.#fail(link, 'closed', why);
-    link.close();
-  }
-
-  /** What it was sent may be done; what it answers late is dropped. */
-  #fail(link: WorkerLink, state: 'out' | 'closed', why: string): void {
-    this.#dismiss(link, state, why);
-    for (const job of link.abandon()) {
-      const { request, resolve, reject, parts } = job;
-      if (this.#options.resend === true && request.message.id !== undefined && parts === undefined) {
-        job.isOver = true;
-        this.#route(new Job(request, resolve, reject));
-      } else {
-        job.fail(new MicroError('CONNECTION_LOST', `Cannot get the reply of worker ${quoted(link.id)}: ${why}`));
-      }
-    }
-  }
-
-  /** Pings all, those that are out too: who answers is back. */
-  #beat(): void {
-    for (const link of this.#heartbeat.tick(now())) {
-      const why = `nothing came of it for ${this.#heartbeat.outAfterMs} ms`;
-      if (link.state === 'joined') this.#fail(link, 'out', why); else this.#lost(link, why);
-    }
-    for (const link of this.#workers.values()) link.ping();
+    const { queued, workers } = this.#pool;
+    return { front: this.#front.stats(), queued, workers };
   }
 }
-
-const first = (queue: ReadonlySet<Job>): Job | undefined => queue.values().next().value;
-const busy = (why: string): MicroError =>
-  new MicroError('SERVER_BUSY', `Cannot route it: ${why}`, { retryAfterMs: RETRY_AFTER_MS });
 
 /** @throws {TypeError} There is no such file. */
 async function loadStrategy(strategy: string | Strategy): Promise<Strategy> {

@@ -6,12 +6,14 @@ import { randomUUID } from 'node:crypto';
 import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Heartbeat, type HeartbeatOptions } from './heartbeat.ts';
+import { loadService } from './load_service.ts';
 import {
-  MicroError, frames, loadBeside, loadTransport, logToStderr, now, positive, quoted, resolveAddress, textOf,
+  MicroError, frames, loadTransport, logToStderr, now, positive, quoted, resolveAddress, textOf,
 } from './micro_client.ts';
 import type { Address, Codec, Dialect, ErrorCode, Log, Sink, Transport } from './micro_client.ts';
 import { MicroServer } from './micro_server.ts';
 import type { Callback, ServerOptions, Service, Stats } from './micro_server.ts';
+import { threaded } from './threads.ts';
 
 export interface WorkerOptions extends Omit<ServerOptions, 'host' | 'insecure' | 'dialects' | 'maxConnections'> {
   id?: string; // what the router knows it by, of all its workers; default: one by chance
@@ -132,8 +134,9 @@ class Membership {
     const { threads } = this.#options;
     let service = this.#service;
     if (isFile(service)) {
-      const { loadService, threaded } = await loadBeside('threads') as typeof import('./threads.ts');
-      service = await (threads === undefined ? loadService(service) : threaded(service, { threads }));
+      const { log } = this.#options;
+      service = await (threads === undefined ? loadService(service)
+        : threaded(service, { threads, ...(log !== undefined && { log }) }));
     }
     this.#server = new MicroServer(service, this.#back, this.#options);
     await this.#dial();

@@ -5,7 +5,7 @@
 import { MicroError, frames, quoted } from './micro_client.ts';
 import type { Body, Codec, Control, Dialect, ErrorCode, Kind, Sink, Tag, Value } from './micro_client.ts';
 import type { Client, Request } from './micro_server.ts';
-import type { Candidate, Routed } from './router.ts';
+import type { Candidate, Routed } from './pool.ts';
 
 /** What nearly all callers give a request: a MicroClient's default. Others are sent with their own. */
 const USUAL_MS = 5_000;
@@ -103,9 +103,17 @@ export class WorkerLink implements Candidate, Sink {
   readonly #jobs: (Job | undefined)[] = []; readonly #free: number[] = []; // by slot
   #sentBytes = 0; #misreads = 0;
   readonly #clients = new Set<string>(); // that the worker was told of
-  constructor(owner: LinkOwner, codec: Codec) {
+  /** Of a thread, by slot: 0 handed over, 1 begun by it, 2 taken back; whoever is first has the request. */
+  readonly #claims: Int32Array | undefined;
+  constructor(owner: LinkOwner, codec: Codec, claims?: Int32Array) {
     this.#owner = owner;
     this.#codec = codec;
+    this.#claims = claims;
+  }
+  get isThread(): boolean { return this.#claims !== undefined; }
+  /** It is busy with what nobody waits for. */
+  get isStuck(): boolean {
+    return this.state === 'out' && this.#jobs.some((job, slot) => job?.isOver === true && this.#claims?.[slot] === 1);
   }
   get hasRoom(): boolean {
     const { maxInFlight, maxSentBytes } = this.#owner;
@@ -131,6 +139,7 @@ export class WorkerLink implements Candidate, Sink {
     if (job.dueAt !== Infinity) timeoutMs = timeLeft(job.request); // it waited
     else if (limitMs !== USUAL_MS) timeoutMs = Math.ceil(limitMs);
     this.#jobs[slot] = job;
+    if (this.#claims !== undefined) Atomics.store(this.#claims, slot, 0);
     job.link = this;
     job.slot = slot;
     this.inFlight++;
@@ -149,11 +158,11 @@ export class WorkerLink implements Candidate, Sink {
   }
   ping(): void { this.#tell('ping', PING_SLOT); }
   gone(client: string): void { if (this.#clients.delete(client)) this.#tell('gone', client); }
-  /** All that it was sent and has not answered, which it is told to leave. */
-  abandon(): Job[] {
-    const pending = this.#jobs.filter((job) => job?.isOver === false) as Job[];
-    for (const { slot } of pending) this.#tell('cancel', slot);
-    return pending;
+  /** What it was sent and has not answered. */
+  get pending(): Job[] { return this.#jobs.filter((job) => job?.isOver === false) as Job[]; }
+  /** Whether it will surely not begin it any more. Only of a thread is that known. */
+  takesBack({ slot }: Job): boolean {
+    return this.#claims !== undefined && Atomics.compareExchange(this.#claims, slot, 0, 2) === 0;
   }
   #remember(client: string): void {
     this.#clients.add(client);
@@ -222,7 +231,7 @@ export class WorkerLink implements Candidate, Sink {
 }
 
 /** Frames with the roles turned round: who dials is a worker, and is asked. */
-export function workerFrames(owner: LinkOwner): Dialect {
+export function workerFrames(owner: LinkOwner, claims?: Int32Array): Dialect {
   const plain = frames();
   return {
     ...plain,
@@ -230,7 +239,7 @@ export function workerFrames(owner: LinkOwner): Dialect {
     open({ maxMessageBytes, hello }) {
       const codec = plain.open({ side: 'accepted', role: 'client', maxMessageBytes,
         hello: { timeout: String(USUAL_MS), ...hello } });
-      return new WorkerLink(owner, codec).asCodec();
+      return new WorkerLink(owner, codec, claims).asCodec();
     },
   };
 }

@@ -6,7 +6,7 @@
  * key goes to the worker whose hash together with the key is highest ("rendezvous", Thaler and
  * Ravishankar, 1998): no ring to keep, and the share of one that left is spread over all others.
  */
-import type { Candidate, Routed, Strategy } from '../router.ts';
+import type { Candidate, Routed, Strategy } from '../pool.ts';
 
 export interface ByKeyOptions {
   key?: (message: Routed) => string; // default: the client's id

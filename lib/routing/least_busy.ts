@@ -2,7 +2,7 @@
  * Least busy: whoever has the fewest requests in flight, so that a slow worker gets fewer. Those that
  * have as many as each other take turns.
  */
-import type { Candidate, Strategy } from '../router.ts';
+import type { Candidate, Strategy } from '../pool.ts';
 
 export function strategy(): Strategy {
   let turn = 0;

@@ -1,5 +1,5 @@
 /** Round robin: the workers in turn. One that has all it may have at a time is passed over. */
-import type { Candidate, Strategy } from '../router.ts';
+import type { Candidate, Strategy } from '../pool.ts';
 
 export function strategy(): Strategy {
   let turn = 0;
