@@ -680,7 +680,7 @@ export class Request implements Context {
   next: 'close' | 'stopServer' | undefined = undefined; // once it is answered
   wake = NOTHING_TO_DO; leave = NOTHING_TO_DO; // of a stream: goes on if it may; returns its iterator
   credit: (parts: number) => void = NOTHING_TO_DO;
-  controller: AbortController | undefined = undefined;
+  controller: AbortController | undefined = undefined; onward: { left(): void } | undefined = undefined; // at a router
   constructor(connection: Connection, message: Message, limitMs: number, since: number) {
     this.connection = connection;
     this.message = message;
@@ -697,8 +697,8 @@ export class Request implements Context {
   settle(): void {
     this.isSettled = true;
     this.dueAt = Infinity; // though its turn may not have come
-    this.wake();
-    this.leave();
+    this.wake(); this.leave();
+    this.onward?.left();
   }
 }
 

@@ -82,7 +82,7 @@ export class Pool implements LinkOwner {
   forward(request: Request): Promise<Value> {
     const { client } = request;
     if (!client.state.has(this)) this.#meet(client);
-    return new Promise((resolve, reject) => this.#route(new Job(request, resolve, reject)));
+    return new Promise((resolve, reject) => this.#route(new Job(this, request, resolve, reject)));
   }
 
   /** Its workers are told when it has gone. */
@@ -94,7 +94,7 @@ export class Pool implements LinkOwner {
 
   /** Sends a request to the worker that the strategy picks, or lets it wait. */
   #route(job: Job): void {
-    job.request.leave = () => this.#left(job); // far cheaper than its signal
+    job.request.onward = job; // far cheaper than its signal
     let link: WorkerLink | undefined;
     try {
       if (this.#ready.length > 0) link = this.choose(this.#ready, job) as WorkerLink | undefined;
@@ -142,10 +142,8 @@ export class Pool implements LinkOwner {
     }
   }
 
-  /** The front has settled a request: with its answer, or since nobody waits for that any more. */
-  #left(job: Job): void {
-    const isAborted = job.request.controller?.signal.aborted === true; // else its reply is kept by its id
-    if (job.isOver || !isAborted) return;
+  left(job: Job): void {
+    if (job.request.controller?.signal.aborted !== true) return; // its reply is kept by its id
     this.#dequeue(job);
     job.isOver = true;
     job.link?.cancel(job);
@@ -229,7 +227,7 @@ export class Pool implements LinkOwner {
       const isSafe = this.#resends && request.message.id !== undefined && parts === undefined;
       if (link.takesBack(job) || isSafe) {
         link.cancel(job);
-        this.#route(new Job(request, resolve, reject));
+        this.#route(new Job(this, request, resolve, reject));
       } else if (state === 'closed' || !link.isThread) { // a thread that works on one request hears of no other
         job.fail(new MicroError('CONNECTION_LOST', `Cannot get the reply of worker ${quoted(link.id)}: ${why}`));
         link.cancel(job);

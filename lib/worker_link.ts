@@ -16,7 +16,8 @@ const WINDOW_PARTS = 256; // that a worker may be ahead with, by the protocol
 
 /** One request on its way through the router. Plain fields: one is made a message. */
 export class Job implements Routed {
-  readonly request: Request; readonly clientId: string; readonly length: number;
+  readonly owner: LinkOwner; readonly request: Request;
+  readonly clientId: string; readonly length: number;
   readonly resolve: (value: Value) => void; readonly reject: (error: unknown) => void;
   isOver = false; // answered, or nobody waits for it any more
   parts: Parts | undefined = undefined; // of a stream
@@ -24,14 +25,17 @@ export class Job implements Routed {
   queue: Set<Job> | undefined = undefined; // that it waits in
   dueAt = Infinity; // when it will have waited long enough there
   constructor(
-    request: Request, resolve: (value: Value) => void, reject: (error: unknown) => void,
+    owner: LinkOwner, request: Request, resolve: (value: Value) => void, reject: (error: unknown) => void,
   ) {
+    this.owner = owner;
     this.request = request;
     this.clientId = request.client.id;
     this.length = request.message.text.length;
     this.resolve = resolve;
     this.reject = reject;
   }
+  /** The front has settled its request: with its answer, or since nobody waits for that any more. */
+  left(): void { if (!this.isOver) this.owner.left(this); }
   get text(): string { return this.request.message.text; }
   get client(): Client { return this.request.client; }
   fail(error: unknown): void {
@@ -85,6 +89,7 @@ export interface LinkOwner {
   readonly maxInFlight: number; readonly maxSentBytes: number;
   heard(link: WorkerLink): void; // anything came
   freed(link: WorkerLink): void; // it may have one more
+  left(job: Job): void; // nobody waits for it
   again(job: Job): void; // the worker drains, and never began it
   drains(link: WorkerLink): void;
   misread(link: WorkerLink, why: string): void;
