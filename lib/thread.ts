@@ -7,9 +7,9 @@ import type { Callback, Request } from './micro_server.ts';
 import { PortDuplex } from './port_duplex.ts';
 import type { ThreadData } from './threads.ts';
 
-const { file, node, claims, limits } = workerData as ThreadData;
+const { file, options, node, claims, limits } = workerData as ThreadData;
 const port = parentPort as MessagePort;
-const service = await loadService(file);
+const service = await loadService(file, options);
 
 /** The main thread may have taken a request back by now: whoever claims it first has it. */
 const callback: Callback = (text, context) => {

@@ -17,6 +17,7 @@ import { workerFrames } from './worker_link.ts';
 
 export interface ThreadOptions {
   threads: number;
+  options?: object; // for the file's `createX`, if that is what it exports; what can be cloned
   maxInFlight?: number; // requests that a thread has at a time; others wait for any; default 64
   maxQueued?: number; // that wait so; default 4,096
   /**
@@ -28,7 +29,9 @@ export interface ThreadOptions {
 }
 
 /** What a thread is given. */
-export interface ThreadData { file: string; node: string; claims: Int32Array; limits: Partial<Limits> }
+export interface ThreadData {
+  file: string; options: object | undefined; node: string; claims: Int32Array; limits: Partial<Limits>;
+}
 
 const LOOK_MS = 100;
 const MAX_RESTART_MS = 5_000; // from the death of a thread to the next, if it dies again and again
@@ -62,7 +65,7 @@ export async function threaded(file: URL | string, options: ThreadOptions): Prom
 
 class Crew {
   readonly pool: Pool;
-  readonly #file: string; readonly #log: Log;
+  readonly #file: string; readonly #options: object | undefined; readonly #log: Log;
   readonly #maxInFlight: number;
   readonly #back: MicroServer; // never listens: threads are served as if they had dialled
   readonly #threads = new Map<string, Worker>();
@@ -73,6 +76,7 @@ class Crew {
   constructor(file: string, options: ThreadOptions) {
     const blockedMs = positive(options, 'blockedMs', 500);
     this.#file = file;
+    this.#options = options.options;
     this.#log = options.log ?? logToStderr;
     this.#maxInFlight = positive(options, 'maxInFlight', 64);
     const heartbeat = { intervalMs: LOOK_MS, timeoutMs: Math.max(1, blockedMs - LOOK_MS) };
@@ -89,7 +93,7 @@ class Crew {
     const node = `thread ${++this.#hired}`;
     const claims = new Int32Array(new SharedArrayBuffer(4 * this.#maxInFlight));
     const limits = { ...LIMITS, maxInFlight: this.#maxInFlight };
-    const workerData: ThreadData = { file: this.#file, node, claims, limits };
+    const workerData: ThreadData = { file: this.#file, options: this.#options, node, claims, limits };
     const { code, isText } = program();
     const thread = new Worker(code, { workerData, eval: isText });
     this.#threads.set(node, thread);
@@ -137,8 +141,8 @@ function program(): { code: URL | string; isText: boolean } {
   const [extension = ''] = /\.\w+$/.exec(import.meta.url) ?? [];
   const url = new URL(`./thread${extension}`, import.meta.url);
   const reads = process.features as { typescript?: unknown };
-  const isRead = extension !== '.ts' || Boolean(reads.typescript) || 'bun' in process.versions || 'deno' in process.versions;
-  if (isRead) return { code: url, isText: false };
+  const isOther = 'bun' in process.versions || 'deno' in process.versions;
+  if (extension !== '.ts' || isOther || reads.typescript) return { code: url, isText: false };
   const tsx = JSON.stringify(import.meta.resolve('tsx/esm/api'));
   const code = `import(${tsx}).then(({ register }) => { register(); return import(${JSON.stringify(url)}); })`;
   return { code, isText: true };
