@@ -509,7 +509,8 @@ class Connection implements Sink {
       }
     }
     if (request.next === 'stopServer') this.hub.stopServer();
-    if (request.next === 'close' || this.#state === 'ending') this.#finish();
+    const isClosed = request.next === 'close' && message.client === undefined; // a router's has other clients
+    if (isClosed || this.#state === 'ending') this.#finish();
     if (this.#held !== undefined) this.#pumpSoon();
   }
   #encode(kind: Kind, body: Answer[1], message?: Message): void {

@@ -20,6 +20,9 @@ const callback: Callback = (text, context) => {
 };
 
 // One request a turn, so that the reply of one leaves before the next may block the thread.
-const server = new MicroServer({ ...service, callback }, node, { ...limits, maxLinesPerTick: 1 });
+const server = new MicroServer({ callback, stop: async () => service.stop?.() }, node,
+  { ...limits, maxLinesPerTick: 1 });
 port.postMessage({ contract: service.contract });
-server.serve(new PortDuplex(port), { side: 'dialled', dialect: frames(), hello: { role: 'worker', node } });
+const duplex = new PortDuplex(port);
+duplex.once('close', () => void server.stop().finally(() => process.exit()));
+server.serve(duplex, { side: 'dialled', dialect: frames(), hello: { role: 'worker', node } });

@@ -13,7 +13,7 @@ import type { Context, Limits, Request, Service } from './micro_server.ts';
 import { Pool } from './pool.ts';
 import { PortDuplex } from './port_duplex.ts';
 import { strategy as leastBusy } from './routing/least_busy.ts';
-import { workerFrames } from './worker_link.ts';
+import { workerFrames, type WorkerLink } from './worker_link.ts';
 
 export interface ThreadOptions {
   threads: number;
@@ -33,7 +33,7 @@ export interface ThreadData {
   file: string; options: object | undefined; node: string; claims: Int32Array; limits: Partial<Limits>;
 }
 
-const LOOK_MS = 100;
+const LOOK_MS = 100, STOP_MS = 1_000;
 const MAX_RESTART_MS = 5_000; // from the death of a thread to the next, if it dies again and again
 /** The server in front has limits for all that; none of them must be met here first. */
 const LIMITS = { maxMessageBytes: 2 ** 28, callbackTimeoutMs: 2 ** 31 - 1 };
@@ -69,6 +69,7 @@ class Crew {
   readonly #maxInFlight: number;
   readonly #back: MicroServer; // never listens: threads are served as if they had dialled
   readonly #threads = new Map<string, Worker>();
+  readonly #joined = new Map<string, () => void>(); // what waits for a thread to be there
   readonly #ticks: NodeJS.Timeout;
   #hired = 0; #deaths = 0; // so far; the latter since a thread last lived for some time
   #isOver = false;
@@ -82,7 +83,11 @@ class Crew {
     const heartbeat = { intervalMs: LOOK_MS, timeoutMs: Math.max(1, blockedMs - LOOK_MS) };
     this.pool = new Pool(leastBusy(), (level, text) => { if (level === 'error') this.#log(level, text); },
       { ...options, maxInFlight: this.#maxInFlight, maxQueuedBytes: LIMITS.maxMessageBytes, heartbeat });
-    const join = (_text: string, context: Context) => this.pool.join(context as Request);
+    const join = (_text: string, context: Context) => {
+      this.pool.join(context as Request);
+      this.#joined.get(((context as Request).message.tag as WorkerLink).id)?.();
+      return null;
+    };
     this.#back = new MicroServer(join, 'threads', { ...LIMITS, log: this.#log });
     this.pool.start();
     this.#ticks = setInterval(() => this.#look(), LOOK_MS).unref();
@@ -97,7 +102,9 @@ class Crew {
     const { code, isText } = program();
     const thread = new Worker(code, { workerData, eval: isText });
     this.#threads.set(node, thread);
-    const [{ contract }] = await once(thread, 'message') as [Pick<Service, 'contract'>];
+    const died = once(thread, 'exit').then(() => { throw new Error('it ended before it was ready'); });
+    died.catch(() => {}); // it may die later, which is told below
+    const [{ contract }] = await Promise.race([once(thread, 'message'), died]) as [Pick<Service, 'contract'>];
     const duplex = new PortDuplex(thread);
     const born = performance.now();
     thread.on('error', (error) => this.#log('error', `A thread failed: ${textOf(error)}`));
@@ -107,16 +114,24 @@ class Crew {
       if (performance.now() - born > MAX_RESTART_MS) this.#deaths = 0;
       void this.#replace();
     });
+    const joined = new Promise<void>((resolve) => { this.#joined.set(node, resolve); });
     this.#back.serve(duplex, { dialect: workerFrames(this.pool, claims) });
+    await Promise.race([joined, died]).finally(() => this.#joined.delete(node));
     thread.unref();
     return contract;
   }
 
+  /** Lets them end what they opened, if they do so in time. */
   async stop(): Promise<void> {
     this.#isOver = true;
     clearInterval(this.#ticks);
+    const threads = [...this.#threads.values()];
+    const late = setTimeout(() => { for (const thread of threads) void thread.terminate(); }, STOP_MS);
+    const ends = threads.map((thread) => once(thread, 'exit'));
+    await this.#back.stop({ graceMs: 0 });
+    await Promise.all(ends);
+    clearTimeout(late);
     this.pool.stop();
-    await Promise.all(Array.from(this.#threads.values(), (thread) => thread.terminate()));
   }
 
   async #replace(): Promise<void> {

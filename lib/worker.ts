@@ -119,9 +119,14 @@ class Membership {
 
   stats(): Stats | undefined { return this.#server?.stats(); }
 
-  async stop(options: { graceMs?: number }): Promise<void> {
+  /** Dials no more. */
+  #leave(): void {
     this.#isOver = true;
     clearTimeout(this.#redial);
+  }
+
+  async stop(options: { graceMs?: number }): Promise<void> {
+    this.#leave();
     this.#fails(new MicroError('CLOSED', `Cannot join ${quoted(this.#back)}: the worker was stopped`));
     this.joined.catch(() => {}); // who waits is told; nobody has to
     await this.#opened; // what it started is stopped below
@@ -138,7 +143,7 @@ class Membership {
       service = await (threads === undefined ? loadService(service)
         : threaded(service, { threads, ...(log !== undefined && { log }) }));
     }
-    this.#server = new MicroServer(service, this.#back, this.#options);
+    this.#server = new Answering(service, this.#back, this.#options, () => this.#leave());
     await this.#dial();
   }
 
@@ -217,6 +222,19 @@ class Membership {
     const why = `nothing came of it for ${this.#heartbeat.outAfterMs} ms`;
     for (const link of this.#heartbeat.tick(now())) link.duplex.destroy(new Error(why));
     if (this.#link?.isClosed === false) this.#link.ping();
+  }
+}
+
+/** What answers. A callback may stop it too: then the worker leaves. */
+class Answering extends MicroServer {
+  readonly #left: () => void;
+  constructor(service: Callback | Service, back: string | number, options: ServerOptions, left: () => void) {
+    super(service, back, options);
+    this.#left = left;
+  }
+  override stop(options?: { graceMs?: number }): Promise<void> {
+    this.#left();
+    return super.stop(options);
   }
 }
 
