@@ -4,6 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect } from 'vitest';
 import { MicroClient } from '../../lib/micro_client.ts';
+import type { Callback } from '../../lib/micro_server.ts';
+import { MicroWorker } from '../../lib/worker.ts';
 import { check, History } from '../helpers/checker.ts';
 import { pause, until, within } from '../helpers/deadline.ts';
 import { ended, range, tally } from '../helpers/ended.ts';
@@ -19,6 +21,8 @@ afterAll(() => rmSync(folder, { recursive: true }));
 const PING = { ask: '$ping', reply: 'pong', mayStayOpen: true }; // workers and clients come and go meanwhile
 const HEARTBEAT = { intervalMs: 100, timeoutMs: 300, maxMissed: 2 };
 const OUT_MS = 500;
+const echo: Callback = (message) => message;
+const slow = (ms: number): Callback => async (message) => { await pause(ms); return message; };
 
 /** A router under the monitor, and what ends with it. */
 function routing(options: NonNullable<ServerSetUp['router']> & { set?: ServerSetUp['options'] },
@@ -37,6 +41,7 @@ function routing(options: NonNullable<ServerSetUp['router']> & { set?: ServerSet
 class Net {
   readonly router: ServerProcess;
   readonly #workers: ServerProcess[] = [];
+  readonly #joined: MicroWorker[] = [];
   readonly #clients: MicroClient[] = [];
   constructor(router: ServerProcess) { this.router = router; }
   async worker(setUp: Partial<ServerSetUp> & { id?: string } = {}): Promise<ServerProcess> {
@@ -44,6 +49,12 @@ class Net {
     const worker = await ServerProcess.start({ ...rest, worker: { back: this.router.back, id, heartbeat: HEARTBEAT } });
     this.#workers.push(worker);
     return worker;
+  }
+  /** One that is never killed needs no process of its own. */
+  async join(callback: Callback, id: string): Promise<void> {
+    const worker = new MicroWorker(callback, this.router.back, { id, heartbeat: HEARTBEAT, log: () => {} });
+    this.#joined.push(worker);
+    await worker.start();
   }
   dial(timeoutMs = 5_000): MicroClient {
     const client = new MicroClient(this.router.port, { timeoutMs, log: () => {} });
@@ -62,14 +73,15 @@ class Net {
       .some((worker) => worker.id === id && worker.inFlight === count), 5_000, `that ${id} has ${count}`);
   }
   async end(): Promise<void> {
-    await Promise.all([...this.#clients.map((client) => client.close()), ...this.#workers.map((one) => one.kill())]);
+    await Promise.all(this.#clients.map((client) => client.close()));
+    await Promise.all([...this.#joined.map((one) => one.stop({ graceMs: 0 })), ...this.#workers.map((one) => one.kill())]);
   }
 }
 
 describe('workers that go', () => {
   fault('G01', 'worker kill -9 with 10 sent, 10 queued', () =>
     routing({ maxInFlight: 10 }, async (net) => {
-      const [first, second] = ['first', 'second'].map((name) => join(folder, name)) as [string, string];
+      const first = join(folder, 'first');
       const doomed = await net.worker({ callback: 'never', record: first });
       const history = new History();
       const client = net.dial();
@@ -85,18 +97,20 @@ describe('workers that go', () => {
       await until(async () => (await net.router.routerStats()).queued === 10, 5_000, 'that 10 wait');
       await until(() => doomed.recorded().length === 10, 5_000, 'that 10 run');
       await doomed.kill();
-      await net.worker({ callback: 'echo', record: second });
+      const second: string[] = [];
+      await net.join((message) => { second.push(message); return message; }, 'second');
       const all = await within(6_000, Promise.all(calls), 'the end of all calls');
       await Promise.all(ends);
       expect(tally(all.slice(0, 10))).toEqual({ 'CONNECTION_LOST, maybe done': 10 });
       expect(all.slice(10).map(({ reply }) => reply)).toEqual(range(10).map((index) => `event ${index + 10}`));
-      const journal = [first, second].flatMap((file) => readFileSync(file, 'utf8').trim().split('\n'));
-      check(history, journal.map((line) => JSON.parse(line) as string));
+      const journal = readFileSync(first, 'utf8').trim().split('\n').map((line) => JSON.parse(line) as string);
+      check(history, [...journal, ...second]);
     }));
 
   fault('G02', 'worker SIGSTOPped', () =>
     routing({ heartbeat: HEARTBEAT, strategy: 'round_robin' }, async (net) => {
-      const [frozen] = await Promise.all([net.worker({ callback: 'slow:50', id: 'w0' }), net.worker({ id: 'w1' })]);
+      const frozen = await net.worker({ callback: 'slow:50', id: 'w0' });
+      await net.join(echo, 'w1');
       const client = net.dial();
       const pending = range(20).map(() => ended(client.sendMessage('x')));
       await net.inFlight('w0', 10);
@@ -168,7 +182,7 @@ describe('workers that are not there, or slow', () => {
       expect(ms).toBeGreaterThan(440);
       expect(ms).toBeLessThan(500);
       await pause(500);
-      await net.worker({ callback: 'echo' });
+      await net.join(echo, 'w0');
       expect(await Promise.all(waiting)).toEqual(range(4).map(String));
     }));
 
@@ -183,10 +197,10 @@ describe('workers that are not there, or slow', () => {
         }));
         return all.flat().sort((a, b) => a - b);
       };
-      await Promise.all(range(3).map((index) => net.worker({ callback: 'slow:10', id: `w${index}` })));
+      for (const id of ['w0', 'w1', 'w2']) await net.join(slow(10), id);
       await p99();
       const before = await p99();
-      await net.worker({ callback: 'slow:100', id: 'slow' });
+      await net.join(slow(100), 'slow');
       const sent = async () => Object.fromEntries((await net.router.routerStats()).workers.map((one) => [one.id, one.sent]));
       const counts = await sent();
       const times = await p99();
@@ -220,6 +234,29 @@ describe('workers that are not there, or slow', () => {
         const { limits } = (await net.router.routerStats()).front;
         expect((limits.outputTimeoutMs ?? 0) + (limits.maxOutputBytes ?? 0)).toBe(1);
       });
+    }));
+});
+
+describe('the wall clock', () => {
+  fault('G12', 'wall clock ±1 h', () =>
+    routing({ heartbeat: HEARTBEAT }, async (net) => {
+      await net.join(slow(20), 'w0');
+      const client = net.dial();
+      const { sent = 0 } = (await net.router.routerStats()).workers[0] ?? {};
+      const plain = Date.now;
+      try {
+        for (const hours of [1, -1, 0]) {
+          Date.now = () => plain() + hours * 3_600_000; // of the worker and the client
+          await net.router.ask('clock', hours * 3_600_000);
+          for (const end = performance.now() + 2 * OUT_MS; performance.now() < end;) {
+            expect(await client.sendMessage('on')).toBe('on');
+          }
+          expect(await net.state('w0')).toBe('joined');
+        }
+      } finally {
+        Date.now = plain;
+      }
+      expect((await net.router.routerStats()).workers[0]?.sent).toBeGreaterThan(sent + 50);
     }));
 });
 
@@ -258,14 +295,14 @@ describe('workers and peers that misbehave', () => {
       expect(first.recorded()).toEqual(texts);
       first.process.kill('SIGSTOP');
       await until(async () => await net.state('same') === 'out', 3_000, 'that it is out');
-      await net.worker({ id: 'same', callback: 'echo' });
+      await net.join(echo, 'same');
       expect(await net.state('same')).toBe('joined');
       expect(await client.sendMessage('replaced')).toBe('replaced');
     }));
 
   fault('G10', '100,000 pings from one peer', () =>
     routing({ heartbeat: HEARTBEAT }, async (net) => {
-      await net.worker({ callback: 'echo' });
+      await net.join(echo, 'w0');
       const client = net.dial();
       const flood = async (port: number, greeting: string) => RawClient.with(port, async (peer) => {
         await peer.write(greeting);
