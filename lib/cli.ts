@@ -200,8 +200,13 @@ async function worker([what = '']: readonly string[], given: Given): Promise<voi
   const { service } = await serviceOf(what, given);
   const member = new MicroWorker(service, String(given.back), optionsOf(WORKER, given));
   stopOnSignals(member);
-  const { url } = await member.start();
-  print(`working for ${url} (${member.id})`, { working: url, id: member.id });
+  try {
+    const { url } = await member.start();
+    print(`working for ${url} (${member.id})`, { working: url, id: member.id });
+  } catch (error) {
+    const isStopped = error instanceof MicroError && error.code === 'CLOSED'; // by a signal, which ends it
+    if (!isStopped) throw error;
+  }
 }
 
 async function send([key = '', text = '']: readonly string[], given: Given): Promise<void> {

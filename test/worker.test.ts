@@ -118,6 +118,15 @@ describe('MicroWorker', () => {
     'refuses %o with %o', (service, options, kind) => {
       expect(() => new MicroWorker(service as never, 1, options)).toThrow(kind as never);
     });
+  it('joins over a Unix socket', async () => {
+    const back = `ipc://${path(folder, 'back.sock')}`;
+    const { dial, router } = await routed({ back });
+    const worker = new MicroWorker((message) => message, back, { log: quiet });
+    onTestFinished(() => worker.stop());
+    expect(await worker.start()).toMatchObject({ scheme: 'ipc' });
+    expect(await dial().sendMessage('near')).toBe('near');
+    expect(router.stats().workers).toMatchObject([{ id: worker.id, state: 'joined', sent: 1 }]);
+  });
   it('serves a file, by its path or its URL', async () => {
     const { join, dial } = await routed();
     const name = file('upper.mjs', 'export default (message) => message.toUpperCase();');
