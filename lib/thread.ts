@@ -15,8 +15,8 @@ const service = await loadService(file, options);
 const callback: Callback = (text, context) => {
   const slot = (context as Request).message.tag as number;
   const isOurs = Atomics.compareExchange(claims, slot, 0, 1) === 0;
-  if (!isOurs) throw new MicroError('ABORTED', 'Cannot begin it: it was taken back', { outcome: 'refused' });
-  return service.callback(text, context);
+  if (isOurs) return service.callback(text, context);
+  throw new MicroError('ABORTED', 'Cannot begin it: it was taken back', { outcome: 'refused' });
 };
 
 // One request a turn, so that the reply of one leaves before the next may block the thread.

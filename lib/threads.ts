@@ -50,9 +50,11 @@ const LIMITS = { maxMessageBytes: 2 ** 28, callbackTimeoutMs: 2 ** 31 - 1 };
  */
 export async function threaded(file: URL | string, options: ThreadOptions): Promise<Service> {
   const threads = positive(options, 'threads', 1);
-  const href = file instanceof URL || file.startsWith('file:') ? String(file) : pathToFileURL(file).href;
+  const isUrl = file instanceof URL || file.startsWith('file:');
+  const href = isUrl ? String(file) : pathToFileURL(file).href;
   const crew = new Crew(href, options);
-  const contracts = await Promise.all(Array.from({ length: threads }, () => crew.hire())).catch(async (error) => {
+  const hired = Promise.all(Array.from({ length: threads }, () => crew.hire()));
+  const contracts = await hired.catch(async (error: unknown) => {
     await crew.stop();
     throw error;
   });
@@ -66,7 +68,7 @@ export async function threaded(file: URL | string, options: ThreadOptions): Prom
 class Crew {
   readonly pool: Pool;
   readonly #file: string; readonly #options: object | undefined; readonly #log: Log;
-  readonly #maxInFlight: number;
+  readonly #limits: Pick<Limits, 'maxMessageBytes' | 'callbackTimeoutMs' | 'maxInFlight'>;
   readonly #back: MicroServer; // never listens: threads are served as if they had dialled
   readonly #threads = new Map<string, Worker>();
   readonly #joined = new Map<string, () => void>(); // what waits for a thread to be there
@@ -79,10 +81,10 @@ class Crew {
     this.#file = file;
     this.#options = options.options;
     this.#log = options.log ?? logToStderr;
-    this.#maxInFlight = positive(options, 'maxInFlight', 64);
     const heartbeat = { intervalMs: LOOK_MS, timeoutMs: Math.max(1, blockedMs - LOOK_MS) };
-    this.pool = new Pool(leastBusy(), (level, text) => { if (level === 'error') this.#log(level, text); },
-      { ...options, maxInFlight: this.#maxInFlight, maxQueuedBytes: LIMITS.maxMessageBytes, heartbeat });
+    const { maxInFlight } = (this.#limits = { ...LIMITS, maxInFlight: positive(options, 'maxInFlight', 64) });
+    this.pool = new Pool(leastBusy(), () => {}, // threads that come and go are no news
+      { ...options, maxInFlight, maxQueuedBytes: LIMITS.maxMessageBytes, heartbeat });
     const join = (_text: string, context: Context) => {
       this.pool.join(context as Request);
       this.#joined.get(((context as Request).message.tag as WorkerLink).id)?.();
@@ -96,15 +98,16 @@ class Crew {
   /** Starts one thread; resolves with the service's contract once it has loaded the file. */
   async hire(): Promise<Service['contract']> {
     const node = `thread ${++this.#hired}`;
-    const claims = new Int32Array(new SharedArrayBuffer(4 * this.#maxInFlight));
-    const limits = { ...LIMITS, maxInFlight: this.#maxInFlight };
-    const workerData: ThreadData = { file: this.#file, options: this.#options, node, claims, limits };
+    const claims = new Int32Array(new SharedArrayBuffer(4 * this.#limits.maxInFlight));
+    const workerData: ThreadData =
+      { file: this.#file, options: this.#options, node, claims, limits: this.#limits };
     const { code, isText } = program();
     const thread = new Worker(code, { workerData, eval: isText });
     this.#threads.set(node, thread);
     const died = once(thread, 'exit').then(() => { throw new Error('it ended before it was ready'); });
     died.catch(() => {}); // it may die later, which is told below
-    const [{ contract }] = await Promise.race([once(thread, 'message'), died]) as [Pick<Service, 'contract'>];
+    const ready = Promise.race([once(thread, 'message'), died]);
+    const [{ contract }] = await ready as [Pick<Service, 'contract'>];
     const duplex = new PortDuplex(thread);
     const born = performance.now();
     thread.on('error', (error) => this.#log('error', `A thread failed: ${textOf(error)}`));
@@ -136,7 +139,8 @@ class Crew {
 
   async #replace(): Promise<void> {
     if (this.#isOver) return;
-    const waitMs = this.#deaths++ === 0 ? 0 : Math.min(MAX_RESTART_MS, 50 * 2 ** Math.min(this.#deaths, 10));
+    const isFirst = this.#deaths++ === 0;
+    const waitMs = isFirst ? 0 : Math.min(MAX_RESTART_MS, 50 * 2 ** Math.min(this.#deaths, 10));
     await pause(waitMs, undefined, { ref: false });
     if (this.#isOver) return;
     await this.hire().catch((error: unknown) => {
@@ -159,6 +163,7 @@ function program(): { code: URL | string; isText: boolean } {
   const isOther = 'bun' in process.versions || 'deno' in process.versions;
   if (extension !== '.ts' || isOther || reads.typescript) return { code: url, isText: false };
   const tsx = JSON.stringify(import.meta.resolve('tsx/esm/api'));
-  const code = `import(${tsx}).then(({ register }) => { register(); return import(${JSON.stringify(url)}); })`;
+  const self = JSON.stringify(url);
+  const code = `import(${tsx}).then(({ register }) => { register(); return import(${self}); })`;
   return { code, isText: true };
 }
