@@ -1,13 +1,12 @@
-/** Makes plain JavaScript of the programs and of the two core files, so that no loader is measured. */
+/** Makes plain JavaScript of the programs and of lib, so that no loader is measured. */
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { ROOT, transpile, typeScriptFiles } from '../helpers/transpile.ts';
+import { transpile, typeScriptFiles } from '../helpers/transpile.ts';
 
 /** Writes them under the folder, laid out as here, and tells where a program of this one then lies. */
 export function build(folder: string): (program: string) => string {
   const programs = ['.', 'peers', 'scripts'].flatMap((place) => typeScriptFiles(join('test/bench', place)));
-  const core = ['micro_client.ts', 'micro_server.ts'].map((name) => join(ROOT, 'lib', name));
-  transpile([...core, ...programs], folder);
+  transpile([...typeScriptFiles('lib', true), ...programs], folder);
   return (program) => join(folder, 'test', 'bench', `${program}.js`);
 }
 

@@ -2,7 +2,9 @@
 import { appendFileSync } from 'node:fs';
 import { extname } from 'node:path';
 import { setImmediate as turn } from 'node:timers/promises';
+import { MicroRouter } from '../../../lib/router.ts';
 import { MicroServer, stopOnSignals, type Callback, type Service } from '../../../lib/micro_server.ts';
+import { MicroWorker } from '../../../lib/worker.ts';
 import { createTimer } from '../../../services/timer.ts';
 import { FURTHER } from '../dialects.ts';
 import { answer, given, ready } from '../child.ts';
@@ -32,6 +34,7 @@ const patched = (plain: unknown) => Object.assign((...args: unknown[]) =>
 globalThis.setTimeout = patched(plainTimeout) as unknown as typeof setTimeout;
 globalThis.setInterval = patched(plainInterval) as unknown as typeof setInterval;
 
+const plainNow = Date.now;
 let runs = 0;
 let running = 0;
 let mostRunning = 0;
@@ -106,16 +109,31 @@ async function serviceOf({ file, create, options }: NonNullable<ServerSetUp['ser
   return service;
 }
 
-const key = setUp.key ?? 'TESTED';
 const service = setUp.service === undefined ? callback
   : await serviceOf(setUp.service).catch((error: Error) => {
     process.stderr.write(`${error.message}\n`);
     process.exit(2);
   });
-const dialects = setUp.dialects?.map((name) => FURTHER[name]());
-const server = new MicroServer(service, key, {
-  ports: { [key]: setUp.address ?? 0 }, ...(dialects && { dialects }), ...setUp.options,
-});
+
+/** What is to be tested: a server, a router or a worker. */
+interface Tested { startListening(): Promise<object>; stop(how?: { graceMs?: number }): Promise<void>; stats(): unknown }
+function tested({ key = 'TESTED', address = 0, dialects: names, options, router, worker }: ServerSetUp): Tested {
+  if (router !== undefined) {
+    const both = new MicroRouter({ front: 0, back: 0, ...router, ...options });
+    const startListening = async () => {
+      const { front, back } = await both.startListening();
+      return { ...front, back: back.port };
+    };
+    return { startListening, stop: (how) => both.stop(how), stats: () => both.stats() };
+  }
+  if (worker === undefined) {
+    const dialects = names?.map((name) => FURTHER[name]());
+    return new MicroServer(service, key, { ports: { [key]: address }, ...(dialects && { dialects }), ...options });
+  }
+  const member = new MicroWorker(callback, worker.back, { ...worker, ...options });
+  return { startListening: () => member.start(), stop: (how) => member.stop(how), stats: () => member.stats() };
+}
+const server = tested(setUp);
 if (setUp.signals) stopOnSignals(server);
 
 answer({
@@ -123,6 +141,7 @@ answer({
   stop: (options: { graceMs?: number } | undefined) => server.stop(options),
   stats: () => server.stats(),
   turn: () => {},
+  clock: (aheadMs: number) => { Date.now = () => plainNow() + aheadMs; }, // the wall clock is set
   block: (ms: number) => { // the event loop stands still
     const end = performance.now() + ms;
     while (performance.now() < end);
