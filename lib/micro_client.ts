@@ -375,15 +375,15 @@ export interface Message {
 }
 /** How bytes on one connection become messages. Sans-IO: sees no socket, no timer, no service. */
 export interface Dialect {
-  readonly name: string;
-  readonly ordered: boolean; readonly multipart?: boolean; // replies: in the order of requests; may have several parts
+  readonly name: string; readonly ordered: boolean; readonly multipart?: boolean; // replies: in order; in parts too
   matches(head: Uint8Array): 'yes' | 'no' | 'more'; // whether a connection that begins so is its own
   open(options: CodecOptions): Codec;
 }
 export interface CodecOptions {
   side: 'accepted' | 'dialled'; // who dialled speaks first
   role: 'server' | 'client'; // who takes requests, who replies; either may have dialled
-  maxMessageBytes: number; hello?: Readonly<Record<string, string>>; // what to say of oneself, in a greeting
+  maxMessageBytes: number; readsParts?: boolean; // of a message, even where it isn't UTF-8: else `BAD_MESSAGE`
+  hello?: Readonly<Record<string, string>>; // what to say of oneself, in a greeting
 }
 /** One connection's state. Never throws; a chunk is lent, so that what is kept of it is copied. */
 export interface Codec {

@@ -326,10 +326,11 @@ class Connection implements Sink {
     return dialect && head;
   }
   #open(dialect: Dialect): void {
-    const { limits: { maxMessageBytes }, options: { dedupe = 0 } } = this.hub;
+    const { limits: { maxMessageBytes }, options: { dedupe = 0 }, service: { callback } } = this.hub;
     const hello = { max: String(maxMessageBytes), ...(dedupe > 0 && { dedupe: String(dedupe) }), ...this.#how.hello };
     this.#dialect = dialect;
-    this.#codec = dialect.open({ side: this.#how.side ?? 'accepted', role: 'server', maxMessageBytes, hello });
+    this.#codec = dialect.open({ side: this.#how.side ?? 'accepted', role: 'server', maxMessageBytes, hello,
+      readsParts: callback.length > 1 }); // takes the context
     this.#codec.start?.(this);
   }
   /** The peer's FIN: a half-close. What it asked is still answered. */
@@ -344,8 +345,9 @@ class Connection implements Sink {
   }
 
   // What the codec tells.
-  hello({ token, timeout }: Readonly<Record<string, string>>): void {
+  hello({ token, timeout, identity }: Readonly<Record<string, string>>): void {
     if (this.#admits(token) && Number(timeout) > 0) this.#timeoutMs = Number(timeout);
+    if (identity !== undefined) this.client().identity = identity;
   }
   message(message: Held): void {
     if (this.#state === 'over' || !this.#admits()) return;
@@ -663,7 +665,7 @@ class Connection implements Sink {
   }
 }
 
-interface OwnClient extends Client { leave(): void }
+interface OwnClient extends Client { identity?: string; leave(): void }
 /** Without a duplex it is behind a router, and never counts as loopback; a Unix socket does. */
 function newClient(id: string, dialect: string, duplex?: Duplex): OwnClient {
   const { remoteAddress: host, remotePort } = (duplex ?? {}) as Partial<Socket>;
@@ -682,10 +684,8 @@ class Request implements Context {
   credit: (parts: number) => void = NOTHING_TO_DO;
   controller: AbortController | undefined = undefined;
   constructor(connection: Connection, message: Message, limitMs: number, since: number) {
-    this.connection = connection;
-    this.message = message;
-    this.limitMs = limitMs;
-    this.since = since;
+    this.connection = connection; this.message = message;
+    this.limitMs = limitMs; this.since = since;
   }
   get signal(): AbortSignal { return (this.controller ??= new AbortController()).signal; }
   get deadline(): number { return Date.now() + this.limitMs - (now() - this.since); }

@@ -7,26 +7,33 @@ import { Duplex } from 'node:stream';
 import { expect } from 'vitest';
 import {
   MicroError, frames, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind,
-  type Outcome, type Sink,
+  type Message, type Outcome, type Sink,
 } from '../../lib/micro_client.ts';
 import { lines, type MicroServer } from '../../lib/micro_server.ts';
+import { zmtp } from '../../lib/dialects/zmtp.ts';
 import { within } from './deadline.ts';
 import { FUZZ_SEED, fuzzRuns, seeded } from './random.ts';
 import { RawClient } from './raw_client.ts';
+import { framesOf, greetingOf, messagesOf, shownPart, type ZmtpMessage } from './zmtp_wire.ts';
 
 /** A piece of the bytes: text as UTF-8, or hex; a bare string is text. */
 export type Piece = string | { text?: string; hex?: string; times?: number };
-/** A line of an answer, whole or as it begins: errors may be worded otherwise. `rest`: all else. */
-export type AnswerLine = string | { starts: string } | { rest: true };
+/**
+ * A line of an answer, whole or as it begins: errors may be worded otherwise. `rest`: all else. Of
+ * ZMTP a message, as the list of its parts.
+ */
+export type AnswerLine = string | { starts: string } | { rest: true } | ZmtpMessage;
+/** A slot or a line's number; of a request over ZMTP its envelope, as the list of its parts. */
+export type ShownTag = number | string[];
 export interface Failure {
-  tag?: number; kind?: 'error'; code: ErrorCode; outcome?: Outcome; retryAfterMs?: number; text?: string;
+  tag?: ShownTag; kind?: 'error'; code: ErrorCode; outcome?: Outcome; retryAfterMs?: number; text?: string;
 }
 export type VectorEvent =
   | { hello: Record<string, string> }
-  | { message: { tag: number; text: string; timeoutMs?: number; id?: string; client?: string } }
-  | { response: { tag: number; kind: 'reply' | 'part' | 'end'; text: string } | Failure }
+  | { message: { tag: ShownTag; text: string; parts?: string[]; timeoutMs?: number; id?: string; client?: string } }
+  | { response: { tag: ShownTag; kind: 'reply' | 'part' | 'end'; text: string } | Failure }
   | { control: [word: string, argument?: number | string, count?: number] }
-  | { command: { tag: number; line: string } }
+  | { command: { tag: ShownTag; line: string } }
   | { error: Failure }
   | { write: string }
   | { close: null | { starts: string } | Failure };
@@ -36,13 +43,16 @@ export interface Said {
 }
 export interface Vector {
   name: string;
-  dialect: 'lines' | 'frames';
+  dialect: 'lines' | 'frames' | 'zmtp';
   role: 'server' | 'client';
   side: 'accepted' | 'dialled';
   maxMessageBytes: number;
   /** Fields of the codec's own hello. */
   hello: Record<string, string>;
   bytes: Buffer;
+  readsParts: boolean;
+  /** Of ZMTP: a socket of this type has greeted already; its greeting is part of the bytes. */
+  peer?: string;
   /** Requests that the codec writes first, and all that it has written then, its greeting included. */
   asks: Asked[];
   /** What the codec encodes first, and what it gives. */
@@ -56,7 +66,7 @@ export interface Vector {
 
 interface Row extends Partial<Omit<Vector, 'bytes'>> { name: string; text?: string; hex?: string; pieces?: Piece[] }
 
-const DIALECTS: Readonly<Record<string, () => Dialect>> = { lines, frames };
+const DIALECTS: Readonly<Record<string, () => Dialect>> = { lines, frames, zmtp };
 const FOLDER = new URL('../vectors/', import.meta.url);
 
 const ARITY: Readonly<Record<Control, number>> = { cancel: 1, credit: 2, ping: 1, gone: 1, draining: 0, goodbye: 0 };
@@ -68,9 +78,10 @@ export function loadVectors(file: string): Vector[] {
     Partial<Row> & { vectors: Row[] };
   return vectors.map((row) => {
     const { text, hex, pieces, ...rest } = row;
-    const bytes = Buffer.concat((pieces ?? [{ ...(hex === undefined ? { text: text ?? '' } : { hex }) }]).map(bytesOf));
+    const own = Buffer.concat((pieces ?? [{ ...(hex === undefined ? { text: text ?? '' } : { hex }) }]).map(bytesOf));
+    const bytes = rest.peer === undefined ? own : Buffer.concat([greetingOf(rest.peer), own]);
     const side = rest.side ?? head.side ?? 'accepted';
-    return { dialect: 'lines', role: 'server', side, maxMessageBytes: 1024 * 1024, hello: {}, asks: [], says: [],
+    return { dialect: 'lines', role: 'server', side, maxMessageBytes: 1024 * 1024, readsParts: false, hello: {}, asks: [], says: [],
       controls: [], events: [], ...head, ...rest, bytes } satisfies Vector;
   });
 }
@@ -117,8 +128,8 @@ function cut(bytes: Buffer, length: () => number): Buffer[] {
 /** A codec as the vector wants it, once it has asked and said what the vector has. */
 export function openCodec(vector: Vector, sink: Sink): { codec: Codec; out: string } {
   const dialect = (DIALECTS[vector.dialect] as () => Dialect)();
-  const { side, role, maxMessageBytes, hello } = vector;
-  const codec = dialect.open({ side, role, maxMessageBytes, hello });
+  const { side, role, maxMessageBytes, hello, readsParts } = vector;
+  const codec = dialect.open({ side, role, maxMessageBytes, hello, readsParts });
   const written: Body[] = [];
   codec.start?.({ ...sink, write: (bytes) => written.push(bytes) });
   for (const asked of vector.asks) written.push(codec.request(asked));
@@ -126,7 +137,21 @@ export function openCodec(vector: Vector, sink: Sink): { codec: Codec; out: stri
     written.push(codec.encode(kind, code === undefined ? text : new MicroError(code, text, more), tag));
   }
   for (const control of vector.controls) written.push(codec.control?.(...control) ?? '');
-  return { codec, out: written.map((bytes) => Buffer.from(bytes as string).toString()).join('') };
+  return { codec, out: written.map((bytes) => shownBytes(vector, bytes)).join('') };
+}
+
+/** Bytes as vectors have them: ZMTP's are no text. */
+function shownBytes({ dialect }: Vector, bytes: Body): string {
+  return dialect === 'zmtp' ? Buffer.from(bytes as string, 'latin1').toString('hex')
+    : Buffer.from(bytes as string).toString();
+}
+const isRequest = (tag: unknown): tag is { envelope: string } => typeof tag === 'object' && tag !== null;
+const shownTag = (tag: unknown): ShownTag => (isRequest(tag)
+  ? framesOf(Buffer.from(tag.envelope, 'latin1')).map(({ shown }) => shown) : tag as number);
+/** The parts of a message, where they are not its text alone. */
+function shownParts({ text, parts }: Message): { parts?: string[] } {
+  const isText = parts === undefined || (parts.length === 1 && Buffer.from(parts[0]!).equals(Buffer.from(text)));
+  return isText ? {} : { parts: parts.map((part) => shownPart(Buffer.from(part))) };
 }
 
 /**
@@ -144,16 +169,16 @@ export function eventsOf(vector: Vector, pieces: readonly Buffer[]): { out: stri
   };
   const sink: Sink = {
     hello: (fields) => seen({ hello: { ...fields } }),
-    message: ({ tag, text, timeoutMs, id, client }) => seen({ message: {
-      tag: tag as number, text, ...(timeoutMs !== undefined && { timeoutMs }), ...(id !== undefined && { id }),
+    message: ({ tag, text, timeoutMs, id, client, parts }) => seen({ message: {
+      tag: shownTag(tag), text, ...shownParts({ tag, text, parts }), ...(timeoutMs !== undefined && { timeoutMs }), ...(id !== undefined && { id }),
       ...(client !== undefined && { client }) } }),
     response: (tag, kind, body) => seen({ response: body instanceof MicroError
-      ? { tag: tag as number, kind: 'error', ...plain(body) }
-      : { tag: tag as number, kind: kind as 'reply', text: body } }),
+      ? { tag: shownTag(tag), kind: 'error', ...plain(body) }
+      : { tag: shownTag(tag), kind: kind as 'reply', text: body } }),
     control: (...words) => seen({ control: words.slice(0, 1 + ARITY[words[0]]) as [string] }),
-    command: (line, tag) => seen({ command: { tag: tag as number, line } }),
-    error: (code, text, tag) => seen({ error: { ...(tag !== undefined && { tag: tag as number }), code, text } }),
-    write: (bytes) => seen({ write: Buffer.from(bytes as string).toString() }),
+    command: (line, tag) => seen({ command: { tag: shownTag(tag), line } }),
+    error: (code, text, tag) => seen({ error: { ...(tag !== undefined && { tag: shownTag(tag) }), code, text } }),
+    write: (bytes) => seen({ write: shownBytes(vector, bytes) }),
     close: (last) => {
       seen({ close: last === undefined ? null : last instanceof MicroError ? plain(last)
         : { starts: Buffer.from(last as string).toString() } });
@@ -177,11 +202,22 @@ function plain({ code, outcome, retryAfterMs, message }: MicroError): Failure {
 
 /** Fails where a split of the vector gives anything but what it says. */
 export function checkVector(vector: Vector, pieces: readonly Buffer[], how: string): void {
-  const { out, events } = eventsOf(vector, pieces);
+  const { out, events } = behindGreeting(vector, eventsOf(vector, pieces));
   if (vector.out !== undefined && out !== vector.out) expect(out, `${vector.name}: written first`).toBe(vector.out);
   const got = events.map((event, at) => comparable(event, vector.events[at]));
   if (JSON.stringify(got) === JSON.stringify(vector.events)) return;
   expect(got, `${vector.name}: ${how}`).toEqual(vector.events);
+}
+
+/** Leaves out what the codec says of itself to a peer that has greeted. */
+function behindGreeting({ peer }: Vector, { out, events }: ReturnType<typeof eventsOf>): ReturnType<typeof eventsOf> {
+  const [first, ...more] = events;
+  if (peer === undefined || first === undefined || !('write' in first)) return { out, events };
+  const [opening, said] = [Buffer.from(out, 'hex'), Buffer.from(first.write, 'hex')];
+  const own = Buffer.concat([opening, said]);
+  const [ready] = framesOf(own.subarray(64));
+  const write = own.subarray(64 + (ready?.bytes ?? 0)).toString('hex');
+  return { out, events: write === '' ? more : [{ write }, ...more] };
 }
 
 /** Leaves out the text and the outcome of an error where the vector tells none. */
@@ -200,13 +236,18 @@ function startsLike(got: unknown, wanted: unknown): boolean {
   return text !== undefined && model !== undefined && text.startsWith(model);
 }
 
-/** Whether the server ends it without our FIN: a whole line made it close. */
-export function closesItself(vector: Vector): boolean {
-  return vector.events.some((event) => 'close' in event) && vector.bytes.includes(10);
+/** Whether the server ends it without our FIN: a whole line made it close, or anything over ZMTP. */
+export function closesItself({ dialect, events, bytes }: Vector): boolean {
+  return events.some((event) => 'close' in event) && (dialect === 'zmtp' || bytes.includes(10));
 }
 
 /** Fails unless these bytes are the lines that the vector says the echo server answers with. */
-export function checkAnswer(vector: Pick<Vector, 'name' | 'answer'>, bytes: Buffer, how: string): void {
+export function checkAnswer(vector: Pick<Vector, 'name' | 'answer' | 'peer'>, bytes: Buffer, how: string): void {
+  if (vector.peer !== undefined || Array.isArray(vector.answer?.[0])) {
+    const got = messagesOf(bytes.subarray(64)).filter(([name = '']) => !/^\/(READY|PING)$/.test(name)); // a half-close is pinged
+    return expect(got, `${vector.name}: ${how}`).toEqual(vector.answer?.map((line) => (Array.isArray(line)
+      ? line.map((part) => (typeof part === 'string' ? part : expect.stringMatching(`^${part.starts}`))) : line)));
+  }
   const text = bytes.toString();
   const got = text === '' ? [] : text.replace(/\n$/, '').split('\n');
   const wanted = (vector.answer ?? []).filter((line) => typeof line === 'string' || 'starts' in line);
