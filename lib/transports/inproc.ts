@@ -2,10 +2,10 @@
  * `inproc://name`: a server and its clients in one process, without a socket. Within a thread both
  * ends are in memory; between threads bytes cross by a MessagePort.
  *
- * The main thread keeps the names of all threads, since it alone is always there: a name of another
- * thread can be dialled once the main thread has used an `inproc://` address itself, or imported
- * this file. Threads find it by `postMessageToThread`, which Node has from 20.19 and 22.5 on; where
- * that is missing, a name is known in its own thread alone.
+ * The main thread keeps the names of all threads, since it alone is always there. Others reach it
+ * by `postMessageToThread`, which Node has from 20.19 and 22.5 on; where that is missing, a name is
+ * known in its own thread alone. A main thread that uses no `inproc://` address itself has to import
+ * this file before two others can meet; when it does, it hears of the names that there are.
  *
  * As with a port, who listens and who awaits a reply keeps the process alive; an idle end doesn't.
  */
@@ -22,17 +22,19 @@ interface Question { portcall: 'listen' | 'dial'; name: string; port: threads.Me
 const ROOM_BYTES = 64 * 1024; // that an end holds for its reader, or of its writer
 const WINDOW_BYTES = 256 * 1024; // on their way to another thread, not taken there yet
 const FOREVER_MS = 0x7fff_ffff;
+const HEARING_MS = 200; // from its start on, in which the main thread hears of older names
+const CHANNEL = 'portcall:inproc'; // on which it says that it is there
 const own = new Map<string, Accept>(); // names of this thread
 const others = new Map<string, threads.MessagePort>(); // of the other threads; the main one's alone
 
 export const transport: Transport = {
-  async listen({ url, scheme }, _options, onDuplex) {
+  async listen({ url, scheme }, _options, onDuplex, onError) {
     const name = nameOf(url);
     if (own.has(name) || others.has(name)) throw inUse();
     own.set(name, onDuplex); // before the wait: of two at once, one gets it
     let tellGone: () => Promise<void>;
     try {
-      tellGone = await tell(name, onDuplex);
+      tellGone = await tell(name, onDuplex, onError);
     } catch (error) {
       own.delete(name);
       throw error;
@@ -263,26 +265,41 @@ async function ask(what: 'listen' | 'dial', name: string, port: threads.MessageP
   }
 }
 
-/** Tells the main thread of a name; resolves with what tells that it is free again. */
-async function tell(name: string, accept: Accept): Promise<() => Promise<void>> {
+/** Tells the main thread of a name, now or when it is there; resolves with what takes that back. */
+async function tell(
+  name: string, accept: Accept, onError: (error: Error) => void,
+): Promise<() => Promise<void>> {
   if (threads.isMainThread) return async () => {};
+  const channel = new threads.BroadcastChannel(CHANNEL).unref();
+  let registered = register(name, accept);
+  channel.onmessage = () => {
+    registered = registered.then((port) => port ?? register(name, accept));
+    registered.catch(onError);
+  };
+  const isKnown = await registered.catch((error: unknown) => { channel.close(); throw error; });
+  if (isKnown) channel.close();
+  return async () => {
+    channel.close();
+    const port = await registered.catch(() => undefined); // told already
+    if (port === undefined) return;
+    port.ref(); // the next to ask for the name gets it only once this is known
+    port.postMessage('gone');
+    await once(port, 'close');
+  };
+}
+
+/** Resolves with the port by which connections come; none, if the main thread can't be asked. */
+async function register(name: string, accept: Accept): Promise<threads.MessagePort | undefined> {
   const { port1, port2 } = new threads.MessageChannel();
   const answered = once(port1, 'message') as Promise<[isFree: boolean]>;
-  if (!await ask('listen', name, port2)) {
-    port1.close();
-    return async () => {};
-  }
-  const [isFree] = await answered;
-  if (!isFree) {
-    port1.close();
-    throw inUse();
-  }
-  port1.on('message', (port: threads.MessagePort) => accept(new FarEnd(port))).unref();
-  return async () => {
-    port1.ref(); // the next to ask for the name gets it only once this is known
-    port1.postMessage('gone');
-    await once(port1, 'close');
-  };
+  const isAsked = await ask('listen', name, port2);
+  const isFree = isAsked && (await answered)[0];
+  if (!isFree) port1.close();
+  if (isAsked && !isFree) throw inUse();
+  if (!isFree) return undefined;
+  port1.on('message', (port: threads.MessagePort) => accept(new FarEnd(port)));
+  port1.unref();
+  return port1;
 }
 
 /** Hands a dialler's port to whoever has the name; closed, it is refused. */
@@ -291,6 +308,7 @@ function passOn(name: string, port: threads.MessagePort): void {
   const other = others.get(name);
   if (accept !== undefined) accept(new FarEnd(port));
   else if (other !== undefined) other.postMessage(port, [port]);
+  else if (performance.now() < heardAll) setTimeout(passOn, 10, name, port);
   else port.close();
 }
 
@@ -303,9 +321,13 @@ function answer({ portcall, name, port }: Question): void {
   port.on('message', () => port.close()).on('close', () => others.delete(name)).unref();
 }
 
+const heardAll = performance.now() + HEARING_MS;
 if (threads.isMainThread) {
   process.on('workerMessage', (message: unknown) => {
     const isOurs = typeof message === 'object' && message !== null && 'portcall' in message;
     if (isOurs) answer(message as Question);
   });
+  const channel = new threads.BroadcastChannel(CHANNEL);
+  channel.postMessage('the main thread is there');
+  channel.close();
 }
