@@ -1,6 +1,6 @@
 /**
  * `inproc://name`: a server and its clients in one process, without a socket. Within a thread both
- * ends are in memory; between threads bytes cross by a MessagePort.
+ * ends are in memory; between threads bytes cross by a MessagePort, about as fast as over tcp.
  *
  * The main thread keeps the names of all threads, since it alone is always there. Others reach it
  * by `postMessageToThread`, which Node has from 20.19 and 22.5 on; where that is missing, a name is
@@ -222,7 +222,7 @@ class FarEnd extends End {
   override _write(chunk: Uint8Array, _encoding: string, done: Done): void {
     if (this.#isGone) return done(reset());
     const copy = new Uint8Array(chunk); // of a view, all that is behind it would cross
-    this.#port.postMessage(copy, [copy.buffer]);
+    this.#port.postMessage(copy);
     this.#ahead += chunk.length;
     if (this.#ahead > WINDOW_BYTES) this.#onTaken = done;
     else done();

@@ -1,12 +1,13 @@
 /**
  * `node --import tsx test/bench/scripts/transports.ts [seconds]`: calls a second over each transport, client and server
- * in one process (inproc also in two threads), in turns, so that a busy machine slows them all.
+ * in one thread, then in two, in turns, so that a busy machine slows them all.
  */
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { MicroClient } from '../../../lib/micro_client.ts';
+import type { Worker } from 'node:worker_threads';
+import { MicroClient, type Address } from '../../../lib/micro_client.ts';
 import { MicroServer } from '../../../lib/micro_server.ts';
 import { startThread } from '../../helpers/thread.ts';
 import '../../../lib/transports/inproc.ts';
@@ -23,9 +24,13 @@ for (const [name, address] of Object.entries(addresses)) {
   servers.push(server);
   clients[name] = new MicroClient((await server.startListening()).url);
 }
-const thread = startThread('thread_server.ts', { address: 'inproc://thread', options: {} });
-await once(thread, 'message');
-clients['inproc, two threads'] = new MicroClient('inproc://thread');
+const threads: Worker[] = [];
+for (const [name, address] of Object.entries({ tcp: 'tcp://127.0.0.1:0', inproc: 'inproc://thread' })) {
+  const thread = startThread('thread_server.ts', { address, options: {} });
+  threads.push(thread);
+  const [{ value: { url } }] = await once(thread, 'message') as [{ value: Address }];
+  clients[`${name}, two threads`] = new MicroClient(url);
+}
 
 async function rate(client: MicroClient, inFlight: number, ms: number): Promise<number> {
   const began = performance.now();
@@ -48,11 +53,12 @@ for (const inFlight of [1, 64, 1_000]) {
   }
   const median = (name: string): number => (rates[name] ?? []).sort((a, b) => a - b)[ROUNDS / 2] ?? NaN;
   for (const name of names) {
-    console.log(`${String(inFlight).padStart(5)} in flight, ${name.padEnd(20)} ${median(name).toFixed(0).padStart(8)} calls/s, ` +
-      `${(median(name) / median('tcp')).toFixed(2)} of tcp`);
+    const ratio = median(name) / median(name.replace(/^\w+/, 'tcp'));
+    console.log(`${String(inFlight).padStart(5)} in flight, ${name.padEnd(20)} ${median(name).toFixed(0).padStart(8)} ` +
+      `calls/s, ${ratio.toFixed(2)} of tcp`);
   }
 }
 await Promise.all(Object.values(clients).map((client) => client.close()));
 await Promise.all(servers.map((server) => server.stop()));
-await thread.terminate();
+await Promise.all(threads.map((thread) => thread.terminate()));
 rmSync(folder, { recursive: true, force: true });
