@@ -12,7 +12,7 @@ import type { Duplex } from 'node:stream';
 import { setImmediate as turn } from 'node:timers/promises';
 import {
   Alarm, LineCodec, MicroError, Outbox, checkSetUp, exceeds, frames, isWellFormed, loadBeside, loadTransport,
-  logToStderr, now, oneLine, positive, quoted, resolveAddress, textOf,
+  logToStderr, now, oneLine, positive, publish, quoted, resolveAddress, textOf,
   type Address, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind, type Log, type Message,
   type Ports, type Sink, type Tag, type Transport, type Value,
 } from './micro_client.ts';
@@ -119,7 +119,7 @@ export class MicroServer {
     if (isOpen) log('warn', `Listening ${risk}`);
     this.#hub.isDraining = false;
     this.#listener = await this.#bind(address);
-    return this.#listener.address;
+    publish('listening', { key: this.#key, url: this.#listener.address.url }); return this.#listener.address;
   }
   async #bind(address: Address): Promise<Listener> {
     const hub = this.#hub;
@@ -302,7 +302,7 @@ class Connection implements Sink {
     if (this.#held === undefined) this.#turn = maxLinesPerTick;
     const bytes = this.#codec === undefined ? this.#sniff(chunk, isAll) : chunk;
     if (!this.#isMet && bytes !== undefined && this.#refusal === undefined) {
-      this.#isMet = true;
+      this.#isMet = true; publish('accepted', { client: this.client() });
       this.hub.fenced('connected', () => service.connected?.(this.client()));
     }
     const isFirst = this.#outbox.hold();
@@ -383,7 +383,7 @@ class Connection implements Sink {
   /** Refuses lingeringly: what the peer still sends is read and dropped, so that it can read why. */
   close(last: MicroError | Body = ''): void {
     if (this.#state === 'over') return;
-    this.#abortAll('the connection was refused');
+    this.#abortAll('the connection was refused'); if (last !== '') publish('rejected', { client: this.client(), last });
     if (last instanceof MicroError) this.#encode('goodbye', last);
     else this.write(last);
     this.#linger(LINGER_MS.refused);
@@ -659,6 +659,7 @@ class Connection implements Sink {
     if (this.#refusal !== undefined) hub.refusing--;
     for (const id of this.#forwarded?.keys() ?? []) this.#gone(id);
     this.#client?.leave();
+    if (this.#isMet) publish('disconnected', { client: this.client() });
     if (this.#isMet) hub.fenced('disconnected', () => hub.service.disconnected?.(this.client()));
     hub.connections.delete(this);
     if (hub.connections.size === 0) hub.onEmpty();
