@@ -4,12 +4,14 @@
  * a service that needs no file is one row of BUILT_INS.
  */
 import { existsSync, readFileSync } from 'node:fs';
-import { basename, extname, resolve } from 'node:path';
+import { basename, extname } from 'node:path';
 import type { Readable } from 'node:stream';
-import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { MicroClient, MicroError, MicroServer, stopOnSignals } from './index.ts';
-import type { Callback, ErrorCode, Service } from './index.ts';
+import {
+  MicroClient, MicroError, MicroRouter, MicroServer, MicroWorker, stopOnSignals, threaded,
+} from './index.ts';
+import type { ErrorCode, Service } from './index.ts';
+import { loadService } from './load_service.ts';
 import { parseDuration, parseSize } from './units.ts';
 
 /** What to type to run this file again. */
@@ -82,6 +84,14 @@ const SERVER: Options = {
   ...TOKEN,
   insecure: { help: 'listen to other machines without a token' },
 };
+const WORKER: Options = {
+  id: { value: 'ID', help: 'what the router knows it by; default: one by chance' },
+  ...MAX_MESSAGE,
+  ...TOKEN,
+};
+const THREADS: Options = {
+  threads: { value: 'N', read: parseCount, help: 'run its callback in so many threads' },
+};
 const CLIENT: Options = {
   timeout: {
     value: '5s', as: 'timeoutMs', read: parseDuration, help: 'how long a reply may take',
@@ -98,10 +108,35 @@ const COMMANDS: Readonly<Record<string, Command>> = {
       key: { value: 'KEY', help: 'its name in ports.json' },
       port: { value: 'PORT', help: 'where to listen in place of ports.json; 0 is any free port' },
       ...SERVER,
+      ...THREADS,
       ...Object.assign({}, ...Object.values(BUILT_INS).map((builtIn) => builtIn.options)),
     },
     drains: true,
     run: serve,
+  },
+  router: {
+    takes: [],
+    help: 'hands what clients ask at its front to workers at its back',
+    options: {
+      front: { value: 'FRONT', help: 'where clients call: a key, a port or an address' },
+      back: { value: 'BACK', help: 'where workers dial in: likewise' },
+      strategy: { value: 'NAME', help: 'round_robin (default), least_busy or by_key' },
+      ...SERVER,
+    },
+    drains: true,
+    run: router,
+  },
+  worker: {
+    takes: ['SERVICE'],
+    help: 'serves behind a router: as serve, but it dials',
+    options: {
+      back: { value: 'BACK', help: 'the back of the router: a key, a port or an address' },
+      ...WORKER,
+      ...THREADS,
+      ...Object.assign({}, ...Object.values(BUILT_INS).map((builtIn) => builtIn.options)),
+    },
+    drains: true,
+    run: worker,
   },
   send: {
     takes: ['SERVICE', 'TEXT'],
@@ -132,14 +167,7 @@ const EXIT_CODES: Readonly<Record<ErrorCode, 1 | 2 | 3>> = {
 // ----------------------------------------------------------------------------------- The commands
 
 async function serve([what = '']: readonly string[], given: Given): Promise<void> {
-  const builtIn = Object.hasOwn(BUILT_INS, what) ? BUILT_INS[what] : undefined;
-  const own = builtIn?.options ?? {};
-  const foreign = Object.keys(given)
-    .find((name) => !(name in own) && Object.values(BUILT_INS).some(({ options }) => name in options));
-  if (foreign !== undefined) {
-    throw new Error(`Cannot serve "${what}" with --${foreign}: that is another service's option`);
-  }
-  const service = await (builtIn?.create(optionsOf(own, given)) ?? load(what));
+  const { service, builtIn } = await serviceOf(what, given);
   const key = String(given.key ?? builtIn?.key ?? basename(what, extname(what)).toUpperCase());
   const standard = given.key === undefined ? builtIn?.port : undefined;
   const port = given.port === undefined ? standard : parsePort(String(given.port));
@@ -152,6 +180,28 @@ async function serve([what = '']: readonly string[], given: Given): Promise<void
   });
   stopOnSignals(server);
   print(`listening on ${url} (${key})`, { listening: url, key });
+}
+
+async function router(_: readonly string[], given: Given): Promise<void> {
+  const { front, back, strategy } = given;
+  if (front === undefined || back === undefined) {
+    throw new Error('Cannot route without --front and --back: expected where clients call, and workers');
+  }
+  const server = new MicroRouter({ ...optionsOf(SERVER, given), front: String(front), back: String(back),
+    ...(strategy !== undefined && { strategy: String(strategy) }) });
+  const bound = await server.startListening();
+  stopOnSignals(server);
+  print(`routing ${bound.front.url} to workers at ${bound.back.url}`,
+    { listening: bound.front.url, workers: bound.back.url });
+}
+
+async function worker([what = '']: readonly string[], given: Given): Promise<void> {
+  if (given.back === undefined) throw new Error('Cannot work without --back: expected the back of a router');
+  const { service } = await serviceOf(what, given);
+  const member = new MicroWorker(service, String(given.back), optionsOf(WORKER, given));
+  stopOnSignals(member);
+  const { url } = await member.start();
+  print(`working for ${url} (${member.id})`, { working: url, id: member.id });
 }
 
 async function send([key = '', text = '']: readonly string[], given: Given): Promise<void> {
@@ -180,27 +230,28 @@ async function up(_: readonly string[], given: Given): Promise<void> {
 
 // ------------------------------------------------------------------------------------- Their parts
 
-/** The service in a user's file. */
-async function load(file: string): Promise<Service | Callback> {
-  const refuse = (why: string, cause?: unknown) =>
-    new Error(`Cannot serve "${file}": ${why}`, { cause });
-  if (!existsSync(file)) {
-    throw refuse('there is no such file, nor a service of that name. ' +
+/** A built-in, or the service in a user's file; in threads where that is asked for. */
+async function serviceOf(what: string, given: Given):
+  Promise<{ service: Service; builtIn: BuiltIn | undefined }> {
+  const builtIn = Object.hasOwn(BUILT_INS, what) ? BUILT_INS[what] : undefined;
+  const own = builtIn?.options ?? {};
+  const foreign = Object.keys(given)
+    .find((name) => !(name in own) && Object.values(BUILT_INS).some(({ options }) => name in options));
+  if (foreign !== undefined) {
+    throw new Error(`Cannot serve "${what}" with --${foreign}: that is another service's option`);
+  }
+  const options = optionsOf(own, given);
+  if (given.threads !== undefined) {
+    const own = `../services/${what}${extname(import.meta.url)}`;
+    const file = builtIn === undefined ? what : new URL(own, import.meta.url);
+    const { threads } = optionsOf(THREADS, given) as { threads: number };
+    return { service: await threaded(file, { threads, options }), builtIn };
+  }
+  if (builtIn === undefined && !existsSync(what)) {
+    throw new Error(`Cannot serve "${what}": there is no such file, nor a service of that name. ` +
       `Known: ${Object.keys(BUILT_INS).join(', ')}`);
   }
-  let service: unknown;
-  try {
-    service = (await import(pathToFileURL(resolve(file)).href) as { default?: unknown }).default;
-  } catch (error) {
-    throw refuse((error as NodeJS.ErrnoException).code === 'ERR_UNKNOWN_FILE_EXTENSION'
-      ? 'this Node reads no TypeScript. Use Node 22.18 or newer, or NODE_OPTIONS="--import tsx"'
-      : messageOf(error), error);
-  }
-  if (typeof service !== 'function' &&
-    typeof (service as Partial<Service> | undefined)?.callback !== 'function') {
-    throw refuse('it has no default export that is a callback or has one');
-  }
-  return service as Service | Callback;
+  return { service: await (builtIn?.create(options) ?? loadService(what)), builtIn };
 }
 
 /** The lines of a stream as they come, without their `\n` or `\r\n`. */
@@ -220,6 +271,11 @@ function optionsOf(options: Options, given: Given): Record<string, unknown> {
     .filter(([name]) => given[name] !== undefined)
     .map(([name, { as = name, read = (text: string): unknown => text }]) =>
       [as, typeof given[name] === 'string' ? read(given[name]) : given[name]]));
+}
+
+function parseCount(text: string): number {
+  if (/^[1-9]\d{0,3}$/.test(text)) return Number(text);
+  throw new Error(`Cannot read "${text}" as a number of threads: expected a whole number from 1 up`);
 }
 
 function parsePort(text: string): number {

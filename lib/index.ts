@@ -7,3 +7,13 @@ export { DEFAULT_LIMITS, MicroServer, stopOnSignals } from './micro_server.ts';
 export type {
   Callback, Client, Context, Limits, ServeOptions, ServerOptions, Service, Stats,
 } from './micro_server.ts';
+export { MicroRouter } from './router.ts';
+export type { RouterOptions, RouterStats } from './router.ts';
+export type { Candidate, Routed, Strategy } from './pool.ts';
+export { MicroWorker } from './worker.ts';
+export type { WorkerOptions } from './worker.ts';
+export { threaded } from './threads.ts';
+export type { ThreadOptions } from './threads.ts';
+export { strategy as roundRobin } from './routing/round_robin.ts';
+export { strategy as leastBusy } from './routing/least_busy.ts';
+export { strategy as byKey } from './routing/by_key.ts';

@@ -147,14 +147,14 @@ export class MicroServer {
   }
 }
 
-const watched = new Set<MicroServer>();
+const watched = new Set<{ stop(): Promise<void> }>();
 const SIGNALS = ['SIGTERM', 'SIGINT'] as const;
 let isInterrupted = false;
 /**
  * Drains the server on SIGTERM and SIGINT, then ends the process with 0; a second SIGINT ends it at once with 130. A
  * library installs no handler by itself: call this in the program. What it returns takes it back.
  */
-export function stopOnSignals(server: MicroServer): () => void {
+export function stopOnSignals(server: { stop(): Promise<void> }): () => void {
   if (watched.size === 0) for (const name of SIGNALS) process.on(name, onSignal);
   watched.add(server);
   return () => {
@@ -677,13 +677,13 @@ function newClient(id: string, dialect: string, duplex?: Duplex): OwnClient {
 }
 
 /** One request and its context. Plain fields: one is made a message. */
-class Request implements Context {
+export class Request implements Context {
   readonly connection: Connection; readonly message: Message; readonly limitMs: number; readonly since: number;
   dueAt = Infinity; isSettled = false; answer: Answer | undefined = undefined;
   next: 'close' | 'stopServer' | undefined = undefined; // once it is answered
   wake = NOTHING_TO_DO; leave = NOTHING_TO_DO; // of a stream: goes on if it may; returns its iterator
   credit: (parts: number) => void = NOTHING_TO_DO;
-  controller: AbortController | undefined = undefined;
+  controller: AbortController | undefined = undefined; onward: { left(): void } | undefined = undefined; // at a router
   constructor(connection: Connection, message: Message, limitMs: number, since: number) {
     this.connection = connection; this.message = message;
     this.limitMs = limitMs; this.since = since;
@@ -698,8 +698,8 @@ class Request implements Context {
   settle(): void {
     this.isSettled = true;
     this.dueAt = Infinity; // though its turn may not have come
-    this.wake();
-    this.leave();
+    this.wake(); this.leave();
+    this.onward?.left();
   }
 }
 
