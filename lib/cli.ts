@@ -114,6 +114,22 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     drains: true,
     run: serve,
   },
+  send: {
+    takes: ['SERVICE', 'TEXT'],
+    help: 'prints the reply of a key, a port or an address; -: to each line of stdin',
+    options: CLIENT,
+    run: send,
+  },
+  up: {
+    takes: [],
+    help: 'shows the services of this kit at work, then serves',
+    options: {
+      demo: { help: 'all of them, each with an exchange' },
+      once: { help: 'on free ports, and end: with 0 if each reply was right' },
+    },
+    drains: true,
+    run: up,
+  },
   router: {
     takes: [],
     help: 'hands what clients ask at its front to workers at its back',
@@ -137,22 +153,6 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     },
     drains: true,
     run: worker,
-  },
-  send: {
-    takes: ['SERVICE', 'TEXT'],
-    help: 'prints the reply of a key, a port or an address; -: to each line of stdin',
-    options: CLIENT,
-    run: send,
-  },
-  up: {
-    takes: [],
-    help: 'shows the services of this kit at work, then serves',
-    options: {
-      demo: { help: 'all of them, each with an exchange' },
-      once: { help: 'on free ports, and end: with 0 if each reply was right' },
-    },
-    drains: true,
-    run: up,
   },
 };
 

@@ -1,4 +1,4 @@
-/** Makes plain JavaScript of the programs and of the two core files, so that no loader is measured. */
+/** Makes plain JavaScript of the programs and of lib, so that no loader is measured. */
 import { mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join, relative } from 'node:path';
@@ -15,8 +15,8 @@ interface Esbuild {
 export function build(folder: string): (program: string) => string {
   const esbuild = loadEsbuild();
   const programs = ['.', 'peers', 'scripts'].flatMap((place) => typeScriptFiles(join(BENCH, place)));
-  const core = ['micro_client.ts', 'micro_server.ts'].map((name) => join(ROOT, 'lib', name));
-  for (const file of [...core, ...programs]) {
+  const lib = ['.', 'routing'].flatMap((place) => typeScriptFiles(join(ROOT, 'lib', place)));
+  for (const file of [...lib, ...programs]) {
     const { code } = esbuild.transformSync(readFileSync(file, 'utf8'), {
       loader: 'ts', format: 'esm', target: 'node20', sourcefile: file,
     });

@@ -1,7 +1,10 @@
 /** A server under test in a process of its own: it can be killed, frozen, and looked at from outside. */
 import { existsSync, readFileSync } from 'node:fs';
 import type { ServerOptions, Stats } from '../../lib/micro_server.ts';
+import type { HeartbeatOptions } from '../../lib/heartbeat.ts';
 import type { Address } from '../../lib/micro_client.ts';
+import type { PoolOptions } from '../../lib/pool.ts';
+import type { RouterStats } from '../../lib/router.ts';
 import { Child, type ChildOptions, type Exit } from './child.ts';
 
 /** What its callback does. `obey`: what the message says, see {@link Order}. */
@@ -34,6 +37,10 @@ export interface ServerSetUp {
   address?: number | string;
   /** JSON crosses, functions don't. */
   options?: Omit<ServerOptions, 'dialects' | 'log'>;
+  /** A router instead, on these ports (default: any); then the callback is its workers'. */
+  router?: { front?: number; back?: number; strategy?: string } & PoolOptions;
+  /** A worker instead, of the router whose back this is. */
+  worker?: { back: number; id?: string; heartbeat?: HeartbeatOptions };
 }
 
 /** What the server's process tells of itself. */
@@ -100,6 +107,15 @@ export class ServerProcess extends Child {
   async vitals({ collected = false } = {}): Promise<Vitals> {
     if (collected) await this.ask('collect');
     return this.ask<Vitals>('vitals');
+  }
+
+  /** Where workers dial, if it is a router. */
+  get back(): number {
+    return (this.address as Address & { back: number }).back;
+  }
+
+  routerStats(): Promise<RouterStats> {
+    return this.ask<RouterStats>('stats');
   }
 
   stats(): Promise<Stats> {

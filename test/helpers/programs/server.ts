@@ -2,6 +2,8 @@
 import { appendFileSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
 import { MicroServer, stopOnSignals, type Callback } from '../../../lib/micro_server.ts';
+import { MicroRouter } from '../../../lib/router.ts';
+import { MicroWorker } from '../../../lib/worker.ts';
 import { answer, given, ready } from '../child.ts';
 import type { Order, ServerSetUp, Vitals } from '../server_process.ts';
 
@@ -93,8 +95,22 @@ function warmUp(): void {
   for (let count = 0; count < 400_000; count++) kept[count % 50_000] = { count, text: [count, count] };
 }
 
-const key = setUp.key ?? 'TESTED';
-const server = new MicroServer(callback, key, { ports: { [key]: setUp.address ?? 0 }, ...setUp.options });
+/** What is to be tested: a server, a router or a worker. */
+interface Tested { startListening(): Promise<object>; stop(how?: { graceMs?: number }): Promise<void>; stats(): unknown }
+function tested({ key = 'TESTED', address = 0, options, router, worker }: ServerSetUp): Tested {
+  if (router !== undefined) {
+    const both = new MicroRouter({ front: 0, back: 0, ...router, ...options });
+    const startListening = async () => {
+      const { front, back } = await both.startListening();
+      return { ...front, back: back.port };
+    };
+    return { startListening, stop: (how) => both.stop(how), stats: () => both.stats() };
+  }
+  if (worker === undefined) return new MicroServer(callback, key, { ports: { [key]: address }, ...options });
+  const member = new MicroWorker(callback, worker.back, { ...worker, ...options });
+  return { startListening: () => member.start(), stop: (how) => member.stop(how), stats: () => member.stats() };
+}
+const server = tested(setUp);
 if (setUp.signals) stopOnSignals(server);
 
 answer({
