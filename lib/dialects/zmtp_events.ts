@@ -1,16 +1,19 @@
 /**
- * ZMTP for a client of a ZeroMQ framework: an event is two parts, its name and its JSON, where other
- * dialects have the one text `["name",…]`. Any other text crosses as the event `message`, with the
- * text as its JSON, and the reply to it comes back as text.
+ * ZMTP as ZeroMQ frameworks use it: an event is two parts, its name and its JSON, where other
+ * dialects have the one text `["name",…]`. Of a client, any other text crosses as the event
+ * `message`, with the text as its JSON, and the reply to it comes back as text.
  */
-import type { Codec, Dialect, Message, Sink, Tag } from '../micro_client.ts';
+import { isUtf8 } from 'node:buffer';
+import type { Body, Codec, Dialect, Kind, Message, MicroError, Sink, Tag } from '../micro_client.ts';
 import { zmtp } from './zmtp.ts';
 
-/** `new EventClient('KEY', { dialect: zmtpEvents() })`. A server takes both forms with `zmtp()` itself. */
+/**
+ * Of a client: `new EventClient('KEY', { dialect: zmtpEvents() })`. Of a router's front: its workers
+ * get one text each, whatever they speak. A service with `Events` needs no more than `zmtp()`.
+ */
 export function zmtpEvents(): Dialect {
   const plain = zmtp();
-  return { ...plain, name: 'zmtp events', open: (options) =>
-    (options.role === 'client' ? new EventCodec(plain.open(options)) : plain.open(options)) };
+  return { ...plain, open: (options) => eventCodec(plain.open({ ...options, readsParts: true })) };
 }
 
 /** Two parts of one text. */
@@ -35,46 +38,66 @@ function parse(json: string): unknown {
   }
 }
 
-class EventCodec implements Codec {
-  readonly #codec: Codec;
-  readonly #asked = new Map<Tag, { isPlain: boolean; parts: string[] }>();
-  #told: Sink | undefined; // by the codec below
-  #sink: Sink | undefined; // of the connection
-  constructor(codec: Codec) {
-    this.#codec = codec;
-    if (codec.idleMs !== undefined) this.idleMs = () => codec.idleMs?.();
-    if (codec.idle !== undefined) this.idle = (sink) => codec.idle?.(this.#between(sink));
-  }
-  idleMs?: () => number | undefined;
-  idle?: (sink: Sink) => void;
-  get heldBytes(): number { return this.#codec.heldBytes; }
-  start(sink: Sink): void { this.#codec.start?.(this.#between(sink)); }
-  receive(chunk: Uint8Array, sink: Sink): void { this.#codec.receive(chunk, this.#between(sink)); }
-  request(message: Message): ReturnType<Codec['request']> {
-    const parts = partsOf(message.text);
-    this.#asked.set(message.tag, { isPlain: !/^\s*\[/.test(message.text), parts: [] });
-    return this.#codec.request({ ...message, tag: message.tag, parts: parts.map((part) => Buffer.from(part)) });
-  }
-  encode(...words: Parameters<Codec['encode']>): ReturnType<Codec['encode']> {
-    return this.#codec.encode(...words);
-  }
-  control(...words: Parameters<NonNullable<Codec['control']>>): ReturnType<NonNullable<Codec['control']>> {
-    return this.#codec.control?.(...words);
-  }
-  /** The parts of a reply are told as one text. */
-  #between(sink: Sink): Sink {
-    if (this.#told !== undefined && this.#sink === sink) return this.#told;
-    this.#sink = sink;
-    const told: Sink = Object.create(sink) as Sink;
-    told.response = (tag, kind, body) => {
-      const asked = this.#asked.get(tag);
-      if (kind === 'part' && asked !== undefined) return void asked.parts.push(body as string);
-      this.#asked.delete(tag);
-      const [name = '', json, ...more] = asked?.parts ?? [];
-      if (kind !== 'end' || asked === undefined) return sink.response(tag, kind, body);
+/** Turns events of a codec that has parts into one text each, and back. */
+export function eventCodec(codec: Codec): Codec {
+  const asked = new Map<Tag, { isPlain: boolean; parts: string[] }>(); // by us
+  const ofTwoParts = new WeakSet<object>(); // of us: their replies are to be so as well
+  let between: { sink: Sink; told: Sink } | undefined;
+  const toldBy = (sink: Sink): Sink => {
+    if (between?.sink !== sink) between = { sink, told: telling(sink, asked, ofTwoParts) };
+    return between.told;
+  };
+  return {
+    get heldBytes() { return codec.heldBytes; },
+    start: (sink) => codec.start?.(toldBy(sink)),
+    receive: (chunk, sink) => codec.receive(chunk, toldBy(sink)),
+    request(message: Message): Body {
+      const isPlain = !/^\s*\[/.test(message.text);
+      asked.set(message.tag, { isPlain, parts: [] });
+      const parts = partsOf(message.text).map((part) => Buffer.from(part));
+      return codec.request({ tag: message.tag, text: message.text, parts });
+    },
+    encode(kind: Kind, body: Body | readonly Body[] | MicroError, tag?: Tag): Body {
+      const isEvent = kind === 'reply' && typeof body === 'string' && ofTwoParts.has(tag as object);
+      return codec.encode(kind, isEvent ? partsOf(body) : body, tag);
+    },
+    control: (...words) => codec.control?.(...words),
+    idleMs: () => codec.idleMs?.(),
+    idle: (sink) => codec.idle?.(toldBy(sink)),
+  };
+}
+
+/** What the codec below tells: parts here, one text there. */
+function telling(
+  sink: Sink, asked: Map<Tag, { isPlain: boolean; parts: string[] }>, ofTwoParts: WeakSet<object>,
+): Sink {
+  return {
+    hello: (fields) => sink.hello?.(fields),
+    message(message) {
+      const { tag, parts = [], oneWay } = message;
+      const [name, json, ...more] = parts;
+      if (!parts.every((part) => isUtf8(part))) {
+        return sink.error('BAD_MESSAGE', 'Cannot read a text that is not UTF-8', tag);
+      }
+      if (name === undefined || json === undefined || more.length > 0) return sink.message(message);
+      ofTwoParts.add(tag as object);
+      const text = textOf([String(Buffer.from(name)), String(Buffer.from(json))]);
+      return sink.message({ tag, text, oneWay });
+    },
+    response(tag, kind, body) {
+      const call = asked.get(tag);
+      if (kind === 'part' && call !== undefined) return void call.parts.push(body as string);
+      asked.delete(tag);
+      const [name = '', json, ...more] = call?.parts ?? [];
+      if (kind !== 'end' || call === undefined) return sink.response(tag, kind, body);
       const isEvent = json !== undefined && more.length === 0;
-      return sink.response(tag, 'reply', isEvent ? textOf([name, json], asked.isPlain) : asked.parts.join('\n'));
-    };
-    return this.#told = told;
-  }
+      const text = isEvent ? textOf([name, json], call.isPlain) : call.parts.join('\n');
+      return sink.response(tag, 'reply', text);
+    },
+    control: (word, argument, count) => sink.control?.(word, argument, count),
+    command: (line, tag) => sink.command?.(line, tag),
+    error: (code, text, tag) => sink.error(code, text, tag),
+    write: (bytes) => sink.write(bytes),
+    close: (last) => sink.close(last),
+  };
 }

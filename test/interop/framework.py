@@ -35,6 +35,8 @@ def answer(socket, handle):
 
 
 def handle_message(event, data):
+    if event == 'sleep':
+        time.sleep(data)
     if event == 'message':
         return f'Processed: {data}'
     return {'event': event, 'data': data}

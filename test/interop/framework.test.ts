@@ -8,7 +8,13 @@ import { zmtp } from '../../lib/dialects/zmtp.ts';
 import { zmtpEvents } from '../../lib/dialects/zmtp_events.ts';
 import { EventClient, Events } from '../../lib/events.ts';
 import { HeartbeatPort, type Node } from '../../lib/heartbeat_port.ts';
-import { MicroServer } from '../../lib/micro_server.ts';
+import { MicroClient, type MicroError } from '../../lib/micro_client.ts';
+import { MicroServer, type Request } from '../../lib/micro_server.ts';
+import { Pool } from '../../lib/pool.ts';
+import { strategy as roundRobin } from '../../lib/routing/round_robin.ts';
+import { MicroWorker } from '../../lib/worker.ts';
+import { workerFrames } from '../../lib/worker_link.ts';
+import { zmtpWorkers } from '../../lib/zmtp_workers.ts';
 import { pause, until, within } from '../helpers/deadline.ts';
 import { NO_PYZMQ, Program } from '../helpers/pyzmq.ts';
 
@@ -80,6 +86,66 @@ describe.each([
   it('a plain text crosses as the event message, and comes back as text', async () => {
     const client = eventClient(await serve());
     for (const text of TEXTS.slice(0, -1)) expect(await client.sendMessage(text)).toBe(`Processed: ${text}`);
+  });
+});
+
+/** A router as MicroRouter is one, whose back takes the framework's workers as well. */
+async function startRouter(): Promise<{ front: number; back: number; pool: Pool }> {
+  const options = { heartbeat: { intervalMs: 200, timeoutMs: 600, maxMissed: 1 } };
+  const pool = new Pool(roundRobin(), () => {}, options);
+  const front = new MicroServer((_text, context) => pool.forward(context as Request), 0, { dialects: [zmtpEvents()] });
+  const back = new MicroServer((_text, context) => pool.join(context as Request), 0,
+    { dialects: [workerFrames(pool), zmtpWorkers(pool)] });
+  open.push(async () => { await front.stop({ graceMs: 0 }); await back.stop({ graceMs: 0 }); pool.stop(); });
+  const ports = [(await front.startListening()).port as number, (await back.startListening()).port as number] as const;
+  pool.start();
+  return { front: ports[0], back: ports[1], pool };
+}
+
+describe('through our router', () => {
+  it('its client gets events answered by our workers', async () => {
+    const { front, back } = await startRouter();
+    const events = new Events().on('message', (data) => ({ got: data }));
+    const worker = new MicroWorker(events.callback, back);
+    open.push(() => worker.stop({ graceMs: 0 }));
+    await worker.start();
+    const send = await clientOf(front);
+    for (const text of TEXTS) {
+      const [empty, name, json = ''] = await send('message', { content: text });
+      expect([empty, name, JSON.parse(json)]).toEqual(['', 'message', { got: { content: text } }]);
+    }
+    expect((await send('foo', 1))[1]).toMatch(/^ERR BAD_MESSAGE Cannot handle event "foo"/);
+  });
+  it('its workers answer its clients and ours, of whatever dialect, and stay while they idle', async () => {
+    const { front, back, pool } = await startRouter();
+    await Promise.all([1, 2].map(() => start('worker', String(back))));
+    await until(() => pool.workers.filter(({ state }) => state === 'joined').length === 2, WAIT_MS, 'two workers');
+    const send = await clientOf(front);
+    const [ours, lines] = [new EventClient(front), new MicroClient(front)];
+    open.push(() => ours.close(), () => lines.close());
+    for (const text of TEXTS) {
+      expect(await send('add', text)).toEqual(['', 'add', expect.any(String)]);
+      expect(await ours.sendEvent('add', { text })).toEqual({ event: 'add', data: { text } });
+    }
+    for (const text of TEXTS.slice(0, -1)) expect(await lines.sendMessage(text)).toBe(`Processed: ${text}`);
+    const all = Array.from({ length: 300 }, (_, at) => at);
+    expect(await Promise.all(all.map((at) => ours.sendEvent('count', at)))).toEqual(all.map((data) => ({ event: 'count', data })));
+    await pause(1_200); // a silent one is out by then
+    expect(pool.workers.map(({ state }) => state)).toEqual(['joined', 'joined']);
+    expect(pool.workers.every(({ sent }) => sent > 100)).toBe(true);
+  });
+  it('its worker is killed: its call is lost, the other goes on', async () => {
+    const { front, back, pool } = await startRouter();
+    const { program } = await start<object>('worker', String(back));
+    await until(() => pool.workers.length === 1, WAIT_MS, 'a worker');
+    const ours = new EventClient(front);
+    open.push(() => ours.close());
+    const call = ours.sendEvent('sleep', 5).then(() => undefined, (error: MicroError) => error);
+    await until(() => pool.workers[0]?.inFlight === 1, WAIT_MS, 'that it has the call');
+    await program.end();
+    expect(await call).toMatchObject({ code: 'CONNECTION_LOST', outcome: 'maybe done' });
+    await start('worker', String(back));
+    expect(await ours.sendEvent('add', 1)).toEqual({ event: 'add', data: 1 });
   });
 });
 
