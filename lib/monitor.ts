@@ -3,12 +3,12 @@
  * Each is a channel of `node:diagnostics_channel`, `portcall:listening` and so on; where nobody
  * listens, that costs a look-up a connection, and nothing a message.
  */
-import { channel, subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { EventEmitter } from 'node:events';
 import { MicroError, positive, type ErrorCode } from './micro_client.ts';
 import type { Client } from './micro_server.ts';
 
-/** Every event, with who tells it. */
+/** Every event, with who tells it (by `publish` of micro_client.ts). */
 export const MONITOR_EVENTS = {
   listening: 'a server: it is bound, `key` and `url` tell where',
   connected: 'a client: `key`, `url`',
@@ -99,9 +99,4 @@ export class Monitor extends EventEmitter<Record<MonitorEventName | 'any', [Moni
     this.emit(event, told);
     this.emit('any', told);
   }
-}
-
-/** Tells an event to whoever listens: for what is built on servers and clients, such as a router. */
-export function tell(event: MonitorEventName, facts: Omit<MonitorEvent, 'event' | 'at'>): void {
-  channel(`portcall:${event}`).publish(facts);
 }

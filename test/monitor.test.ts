@@ -3,9 +3,9 @@ import { channel } from 'node:diagnostics_channel';
 import { on, once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { afterEach, describe, expect, it } from 'vitest';
-import { MicroClient } from '../lib/micro_client.ts';
+import { MicroClient, publish } from '../lib/micro_client.ts';
 import { MicroServer } from '../lib/micro_server.ts';
-import { MONITOR_EVENTS, Monitor, tell, type MonitorEvent } from '../lib/monitor.ts';
+import { MONITOR_EVENTS, Monitor, type MonitorEvent } from '../lib/monitor.ts';
 import { until, within } from './helpers/deadline.ts';
 import { freePort } from './helpers/free_port.ts';
 import { RawClient } from './helpers/raw_client.ts';
@@ -77,8 +77,8 @@ describe('a Monitor', () => {
   });
   it('hears of workers, as a router tells', () => {
     const { seen } = monitor();
-    tell('worker_joined', { worker: 'w1' });
-    tell('worker_lost', { worker: 'w1' });
+    publish('worker_joined', { worker: 'w1' });
+    publish('worker_lost', { worker: 'w1' });
     expect(seen).toMatchObject([{ event: 'worker_joined', worker: 'w1' }, { event: 'worker_lost', worker: 'w1' }]);
   });
   it('hears nothing once it is closed, and leaves no listener', async () => {
@@ -115,7 +115,7 @@ describe('as an async iterator', () => {
     const { monitor: heard } = monitor({ maxWaiting: 10 });
     const loop = heard[Symbol.asyncIterator]();
     const first = loop.next();
-    for (let at = 0; at < 100; at++) tell('worker_joined', { worker: `${at}` });
+    for (let at = 0; at < 100; at++) publish('worker_joined', { worker: `${at}` });
     expect((await first).value).toMatchObject({ worker: '90' });
     expect(heard.missed).toBe(90);
     await loop.return();
