@@ -1,8 +1,11 @@
 /** What is inproc's own: names, threads that meet, and a loop of calls that leaves others their turn. */
+import { once } from 'node:events';
 import { afterEach, describe, expect, it } from 'vitest';
 import { MicroClient } from '../lib/micro_client.ts';
 import { MicroServer, type Callback } from '../lib/micro_server.ts';
 import { Child } from './helpers/child.ts';
+import { within } from './helpers/deadline.ts';
+import { startThread } from './helpers/thread.ts';
 
 const open: (() => unknown)[] = [];
 afterEach(async () => { for (const end of open.splice(0).reverse()) await end(); });
@@ -83,5 +86,15 @@ it('two threads meet whose main thread came later, and a name goes with its thre
     expect(await child.ask('ask', 'inproc://one')).toBe('CONNECTION_REFUSED, not sent');
   } finally {
     await child.kill();
+  }
+});
+
+it('a thread that gives up a name can take it again at once', async () => {
+  const thread = startThread('thread_restarts.ts', { address: 'inproc://again', rounds: 50 });
+  try {
+    const [said] = await within(10_000, once(thread, 'message'), 'the end of 50 rounds') as [string];
+    expect(said).toBe('50 rounds');
+  } finally {
+    await thread.terminate();
   }
 });

@@ -32,22 +32,22 @@ export const transport: Transport = {
     const name = nameOf(url);
     if (own.has(name) || others.has(name)) throw inUse();
     own.set(name, onDuplex); // before the wait: of two at once, one gets it
-    let tellGone: () => Promise<void>;
+    const alive = setInterval(() => {}, FOREVER_MS); // a thread that only waits for the main one too
     try {
-      tellGone = await tell(name, onDuplex, onError);
+      const tellGone = await tell(name, onDuplex, onError);
+      return {
+        address: { url, scheme, path: name } satisfies Address,
+        async close() {
+          own.delete(name);
+          await tellGone();
+          clearInterval(alive);
+        },
+      };
     } catch (error) {
       own.delete(name);
+      clearInterval(alive);
       throw error;
     }
-    const alive = setInterval(() => {}, FOREVER_MS);
-    return {
-      address: { url, scheme, path: name } satisfies Address,
-      async close() {
-        clearInterval(alive);
-        own.delete(name);
-        await tellGone();
-      },
-    };
   },
   dial({ url }, { ready }) {
     const name = nameOf(url);
