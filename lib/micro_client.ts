@@ -4,6 +4,7 @@
  * (dialect, codec, transport); lines and frames; writing, timing, dialling; small checks; the look-up in ports.json.
  */
 import { Buffer, isAscii, isUtf8 } from 'node:buffer';
+import { channel } from 'node:diagnostics_channel';
 import { existsSync, readFileSync } from 'node:fs';
 import { connect, isIPv6, type NetConnectOpts } from 'node:net';
 import type { Duplex } from 'node:stream';
@@ -63,8 +64,7 @@ export class MicroClient {
   }
   /** Resolves with the milliseconds to the server and back. Its callback is not called. */
   async ping(options: CallOptions = NO_OPTIONS): Promise<number> {
-    checkCall(options);
-    const began = now();
+    checkCall(options); const began = now();
     await new Promise<string>((resolve, reject) => this.#submit(newCall('', resolve, reject, false, true), options));
     return now() - began;
   }
@@ -110,8 +110,7 @@ export class MicroClient {
   }
   /** Why a message can't even be queued, if so. */
   #refusal(text: unknown, signal: AbortSignal | undefined): MicroError | undefined {
-    const { maxMessageBytes, maxQueued } = this.#options;
-    let code: ErrorCode = 'BAD_MESSAGE', why = '';
+    const { maxMessageBytes, maxQueued } = this.#options; let code: ErrorCode = 'BAD_MESSAGE', why = '';
     if (this.#closing !== undefined) [code, why] = ['CLOSED', 'the client was closed. Make a new one'];
     else if (signal?.aborted === true) [code, why] = ['ABORTED', 'the caller aborted it'];
     else if (typeof text !== 'string') why = `it is ${quoted(text)}, expected a string`;
@@ -136,8 +135,7 @@ export class MicroClient {
   // Connecting: one dial for all that wait.
   #connect(): void {
     if (this.#link !== undefined || this.#isDialling || this.#closing !== undefined) return;
-    this.#isDialling = true;
-    const failed = (error: Error) => this.#fail(this.#queue.splice(0), error, true);
+    this.#isDialling = true; const failed = (error: Error) => this.#fail(this.#queue.splice(0), error, true);
     this.#dial().finally(() => { this.#isDialling = false; }).catch(failed);
   }
   async #dial(): Promise<void> {
@@ -159,7 +157,8 @@ export class MicroClient {
     const receive = (chunk: Uint8Array) => { if (link.state !== 'closed') codec.receive(chunk, link.sink); };
     const ready = () => {
       if (link.state !== 'dialling') return;
-      link.state = 'open'; this.#failedDials = 0; this.#rest(link); codec.start?.(link.sink); this.#pump();
+      link.state = 'open'; this.#failedDials = 0; this.#rest(link);
+      codec.start?.(link.sink); this.#pump(); publish('connected', () => ({ key: this.#key, url }));
     };
     const duplex = transport.dial(this.#address, { options: this.#options, ready, receive });
     const link: Link = newLink(duplex, codec, () => { if (link.live === 0) this.#rest(link); }, {
@@ -235,8 +234,7 @@ export class MicroClient {
   }
   /** Tries again later what is known not to have run, or is safe to send twice. It keeps its slot. */
   #persists(call: Call, { code, outcome, retryAfterMs = 0 }: MicroError): boolean {
-    const at = now();
-    const isSafe = outcome !== 'maybe done' || (call.id !== undefined && call.link?.dedupes === true);
+    const at = now(), isSafe = outcome !== 'maybe done' || (call.id !== undefined && call.link?.dedupes === true);
     if (!isSafe || !RETRIED.has(code) || call.flow?.hasBegun || call.deadline - at < 10) return false;
     // Full jitter, 50 ms doubling to 900; then 900 each time, which keeps the clients as far apart as chance put them.
     const steps = Math.max(0, this.#failedDials - 1);
@@ -244,7 +242,7 @@ export class MicroClient {
     if (this.#retryAt < at + 2) this.#retryAt = at + backOffMs; // timers may be 2 ms early
     const waitMs = Math.min(this.#retryAt + retryAfterMs, call.deadline - 9) - at;
     call.timer = setTimeout(() => { this.#queue.push(call); this.#pump(); }, waitMs); call.link = undefined;
-    return true;
+    publish('retried', () => ({ key: this.#key, code, waitMs })); return true;
   }
   /** Ends a call from this side. Once sent, its slot stays taken until the server has answered it. */
   #giveUp(call: Call, code: ErrorCode, why: string, cause?: unknown): void {
@@ -277,6 +275,7 @@ export class MicroClient {
     const isDial = link.state === 'dialling';
     const unsent = this.#link === link ? this.#queue.splice(0) : []; // dialling at once meets who is about to end
     link.state = 'closed'; this.#retire(link); link.outbox.flush(); link.duplex.end();
+    if (!isDial) publish('disconnected', () => ({ key: this.#key, url: this.#address?.url }));
     const timer = setTimeout(() => link.duplex.destroy(), isDial ? 0 : CLOSE_MS);
     link.duplex.once('close', () => clearTimeout(timer));
     this.#fail([...this.#calls.filter((call) => call?.link === link) as Call[], ...unsent], reason, isDial);
@@ -642,6 +641,9 @@ export class Alarm {
   }
   stop(): void { clearTimeout(this.#timer); this.#due = Infinity; }
 }
+/** Tells who listens on `portcall:…` of node:diagnostics_channel: lib/monitor.ts has the names. */
+export const publish = (event: string, facts: () => object, told = channel(`portcall:${event}`)): void =>
+  void (told.hasSubscribers && told.publish(facts()));
 /** Milliseconds that never go back; `performance` would have to be loaded first. */
 export const now = (): number => Number(process.hrtime.bigint()) / 1e6;
 const CHUNK = Buffer.allocUnsafeSlow(64 * 1024); // all clients read into it: what is kept is copied
@@ -788,11 +790,9 @@ function findJsonFault(text: string): string {
     const ways = { 'a key in double quotes': '"":0', '":"': ':0', 'a value': ' 0',
       '","': ends[0] === '}' ? ',"":0' : ',0', [end]: '' };
     return Object.entries(ways).filter(([, way]) => isJson(head + way + ends)).map(([name]) => name);
-  };
-  let [good, bad] = [0, tokens[0]?.[0] === '{' ? tokens.length + 1 : 1];
+  }; let [good, bad] = [0, tokens[0]?.[0] === '{' ? tokens.length + 1 : 1];
   for (let at; (at = (good + bad) >> 1) > good;) if (wanted(at).length > 0) good = at; else bad = at;
-  const before = text.slice(0, tokens[good]?.index).split('\n');
-  const [token] = tokens[good] ?? [];
+  const before = text.slice(0, tokens[good]?.index).split('\n'); const [token] = tokens[good] ?? [];
   const is = `line ${before.length}, column ${before.at(-1)!.length + 1} is ${token ? quoted(token) : 'the end'}`;
   const expected = good > 0 ? wanted(good).join(' or ') : 'an object such as {"LIFE_GEN": 5467}';
   return `${tokens.length === 0 ? 'it is empty' : is}, expected ${expected}`;

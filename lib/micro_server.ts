@@ -12,7 +12,7 @@ import type { Duplex } from 'node:stream';
 import { setImmediate as turn } from 'node:timers/promises';
 import {
   Alarm, LineCodec, MicroError, Outbox, checkSetUp, errorText, exceeds, frames, isWellFormed, loadBeside, loadTransport,
-  logToStderr, now, oneLine, positive, quoted, resolveAddress, textOf,
+  logToStderr, now, oneLine, positive, publish, quoted, resolveAddress, textOf,
   type Address, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind, type Log, type Message,
   type Ports, type Sink, type Tag, type Transport, type Value,
 } from './micro_client.ts';
@@ -116,8 +116,8 @@ export class MicroServer {
     if (isOpen && insecure !== true) throw new MicroError('BAD_ADDRESS',
       `Cannot listen ${risk}, expected one. Bind to 127.0.0.1, or set insecure`);
     if (isOpen) log('warn', `Listening ${risk}`);
-    this.#hub.isDraining = false;
-    this.#listener = await this.#bind(address);
+    this.#hub.isDraining = false; this.#listener = await this.#bind(address);
+    publish('listening', () => ({ key: this.#key, url: this.#listener?.address.url }));
     return this.#listener.address;
   }
   async #bind(address: Address): Promise<Listener> {
@@ -305,7 +305,7 @@ class Connection implements Sink {
     if (this.#held === undefined) this.#turn = maxLinesPerTick;
     const bytes = this.#codec === undefined ? this.#sniff(chunk, isAll) : chunk;
     if (!this.#isMet && bytes !== undefined && this.#refusal === undefined) {
-      this.#isMet = true;
+      this.#isMet = true; publish('accepted', () => ({ client: this.client() }));
       this.hub.fenced('connected', () => service.connected?.(this.client()));
     }
     const isFirst = this.#outbox.hold();
@@ -399,13 +399,12 @@ class Connection implements Sink {
   close(last: MicroError | Body = ''): void {
     if (this.#state === 'over') return;
     this.#abortAll('the connection was refused');
-    if (last instanceof MicroError) this.#encode('goodbye', last);
-    else this.write(last);
+    if (last !== '') publish('rejected', () => ({ client: this.client(), last }));
+    if (last instanceof MicroError) this.#encode('goodbye', last); else this.write(last);
     this.#linger(LINGER_MS.refused);
   }
   #endAt(limit: keyof Limits, code: ErrorCode, text: string): void {
-    this.hub.met(limit);
-    this.close(new MicroError(code, text, { outcome: 'refused' }));
+    this.hub.met(limit); this.close(new MicroError(code, text, { outcome: 'refused' }));
   }
   /** Whether the peer may ask at all. If not, it is told and the connection ends. */
   #admits(token?: string): boolean {
@@ -668,6 +667,7 @@ class Connection implements Sink {
     if (this.#refusal !== undefined) hub.refusing--;
     for (const id of this.#forwarded?.keys() ?? []) this.#gone(id);
     this.#client?.leave();
+    if (this.#isMet) publish('disconnected', () => ({ client: this.client() }));
     if (this.#isMet) hub.fenced('disconnected', () => hub.service.disconnected?.(this.client()));
     hub.connections.delete(this);
     if (hub.connections.size === 0) hub.onEmpty();

@@ -3,7 +3,7 @@
  * Its workers join over connections on which the roles are turned round.
  */
 import { Heartbeat, type HeartbeatOptions } from './heartbeat.ts';
-import { Alarm, MicroError, now, positive, quoted } from './micro_client.ts';
+import { Alarm, MicroError, now, positive, publish, quoted } from './micro_client.ts';
 import type { Log, Value } from './micro_client.ts';
 import { DEFAULT_LIMITS } from './micro_server.ts';
 import type { Client, Request } from './micro_server.ts';
@@ -210,6 +210,7 @@ export class Pool implements LinkOwner {
     link.state = 'joined';
     this.#ready.push(link);
     this.#log('info', `Worker ${quoted(link.id)} at ${link.address} ${what}`);
+    publish('worker_joined', () => ({ worker: link.id }));
     this.#reroute(this.#waiting);
   }
 
@@ -219,6 +220,7 @@ export class Pool implements LinkOwner {
     link.state = state;
     this.#ready = this.#ready.filter((other) => other !== link);
     this.#log(isMeant ? 'info' : 'warn', `Worker ${quoted(link.id)} at ${link.address}: ${why}`);
+    if (!isMeant) publish('worker_lost', () => ({ worker: link.id }));
     this.#reroute(link.queue);
   }
 

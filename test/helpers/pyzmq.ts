@@ -17,7 +17,7 @@ export type Part = string | Uint8Array;
 type Bytes = readonly Part[];
 
 /** A program of `test/interop`: its lines, in order. */
-class Program {
+export class Program {
   readonly #child: ChildProcessByStdio<Writable, Readable, Readable>;
   readonly #lines;
   #stderr = '';
