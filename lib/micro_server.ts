@@ -509,8 +509,7 @@ class Connection implements Sink {
       }
     }
     if (request.next === 'stopServer') this.hub.stopServer();
-    const isClosed = request.next === 'close' && message.client === undefined; // a router's has other clients
-    if (isClosed || this.#state === 'ending') this.#finish();
+    if ((request.next === 'close' && message.client === undefined) || this.#state === 'ending') this.#finish();
     if (this.#held !== undefined) this.#pumpSoon();
   }
   #encode(kind: Kind, body: Answer[1], message?: Message): void {
@@ -543,7 +542,8 @@ class Connection implements Sink {
     this.#requests = this.#held = undefined;
   }
   client(id?: string): OwnClient {
-    const own = this.#client ??= newClient(`${++this.hub.clients}`, this.#dialect?.name ?? '', this.#duplex);
+    const near = this.#how.side === 'dialled' ? undefined : this.#duplex; // who was dialled speaks for others
+    const own = this.#client ??= newClient(`${++this.hub.clients}`, this.#dialect?.name ?? '', near);
     if (id === undefined) return own;
     const known = this.#forwarded ??= new Map();
     const client = known.get(id) ?? newClient(`${own.id}/${id}`, own.dialect);
@@ -678,15 +678,13 @@ function newClient(id: string, dialect: string, duplex?: Duplex): OwnClient {
 export class Request implements Context {
   readonly connection: Connection; readonly message: Message; readonly limitMs: number; readonly since: number;
   dueAt = Infinity; isSettled = false; answer: Answer | undefined = undefined;
-  next: 'close' | 'stopServer' | undefined = undefined; // once it is answered
+  next: 'close' | 'stopServer' | undefined = undefined; // once it is answered; closes no router's connection
   wake = NOTHING_TO_DO; leave = NOTHING_TO_DO; // of a stream: goes on if it may; returns its iterator
   credit: (parts: number) => void = NOTHING_TO_DO;
   controller: AbortController | undefined = undefined; onward: { left(): void } | undefined = undefined; // at a router
   constructor(connection: Connection, message: Message, limitMs: number, since: number) {
-    this.connection = connection;
-    this.message = message;
-    this.limitMs = limitMs;
-    this.since = since;
+    this.connection = connection; this.message = message;
+    this.limitMs = limitMs; this.since = since;
   }
   get signal(): AbortSignal { return (this.controller ??= new AbortController()).signal; }
   get deadline(): number { return Date.now() + this.limitMs - (now() - this.since); }
