@@ -523,8 +523,8 @@ class Connection implements Sink {
       }
     }
     if (request.next === 'stopServer') this.hub.stopServer();
-    const isClosed = request.next === 'close' && request.message.client === undefined; // a router's has other clients
-    if (isClosed || this.#state === 'ending') this.finish();
+    const isLeft = request.next === 'close' && request.message.client === undefined;
+    if (isLeft || this.#state === 'ending') this.finish();
     if (this.#held !== undefined) this.#pumpSoon();
   }
   #encode(kind: Kind, body: Answer[1], message?: Message): void {
@@ -537,8 +537,7 @@ class Connection implements Sink {
   }
   #cut(limit: keyof Limits): void { this.hub.met(limit); this.#duplex.destroy(); }
   #cancel(tag: Tag): void {
-    const request = this.#find(tag);
-    const held = this.#held?.find((message) => message.tag === tag);
+    const request = this.#find(tag), held = this.#held?.find((message) => message.tag === tag);
     const error = new MicroError('ABORTED', 'the caller gave up', { outcome: request ? 'maybe done' : 'refused' });
     if (request !== undefined) this.#failed(request, request.abort(error));
     else if (held !== undefined) held.answer ??= ['error', error];
@@ -557,7 +556,8 @@ class Connection implements Sink {
     this.#requests = this.#held = undefined;
   }
   client(id?: string): OwnClient {
-    const own = this.#client ??= newClient(`${++this.hub.clients}`, this.#dialect?.name ?? '', this.#duplex);
+    const near = this.#how.side === 'dialled' ? undefined : this.#duplex; // who was dialled speaks for others
+    const own = this.#client ??= newClient(`${++this.hub.clients}`, this.#dialect?.name ?? '', near);
     if (id === undefined) return own;
     const known = this.#forwarded ??= new Map();
     const client = known.get(id) ?? newClient(`${own.id}/${id}`, own.dialect);
@@ -688,7 +688,7 @@ function newClient(id: string, dialect: string, duplex?: Duplex): OwnClient {
 export class Request implements Context {
   readonly connection: Connection; readonly message: Message; readonly limitMs: number; readonly since: number;
   dueAt = Infinity; isSettled = false; answer: Answer | undefined = undefined;
-  next: 'close' | 'stopServer' | undefined = undefined; // once it is answered
+  next: 'close' | 'stopServer' | undefined = undefined; // once it is answered; closes no router's connection
   wake = NOTHING_TO_DO; leave = NOTHING_TO_DO; // of a stream: goes on if it may; returns its iterator
   credit: (parts: number) => void = NOTHING_TO_DO;
   controller: AbortController | undefined = undefined; onward: { left(): void } | undefined = undefined; // at a router

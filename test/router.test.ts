@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { MicroClient, MicroError } from '../lib/micro_client.ts';
 import type { Callback } from '../lib/micro_server.ts';
+import type { Candidate } from '../lib/pool.ts';
 import { MicroRouter } from '../lib/router.ts';
 import { pause, until, within } from './helpers/deadline.ts';
 import { range, tally, ended } from './helpers/ended.ts';
@@ -186,6 +187,55 @@ describe('MicroRouter and its workers', () => {
     await Promise.all(calls);
     expect(most).toBe(3);
     expect(router.stats()).toMatchObject({ queued: 0, workers: [{ inFlight: 0, sent: 30, state: 'joined' }] });
+  });
+  it('answers SERVER_BUSY, refused, where all are busy up to the deadline', async () => {
+    const { join, dial } = await routed({ maxInFlight: 1 });
+    await join(async (message) => { await pause(600); return message; });
+    const client = dial();
+    const first = client.sendMessage('first');
+    const { error, ms } = await ended(client.sendMessage('second', { timeoutMs: 400 }));
+    expect(error).toMatchObject({ code: 'SERVER_BUSY', outcome: 'refused', retryAfterMs: 200 });
+    expect(ms).toBeGreaterThan(340);
+    expect(ms).toBeLessThan(400);
+    expect(await first).toBe('first');
+  });
+  it('holds no more than maxQueuedBytes for workers', async () => {
+    const { dial } = await routed({ maxQueuedBytes: 1_000 });
+    const client = dial({ timeoutMs: 500 });
+    const calls = await Promise.all(range(3).map(() => ended(client.sendMessage('x'.repeat(400)))));
+    expect(tally(calls)).toEqual({ 'NO_WORKER, refused': 2, 'SERVER_BUSY, refused': 1 });
+  });
+  it('sends nothing to a worker that a strategy remembers, but that has left', async () => {
+    const seen: Candidate[] = [];
+    const { join, dial, joined } = await routed({ strategy: (workers) => {
+      seen.push(...workers);
+      return seen[0];
+    } });
+    const first = await join(echo);
+    const client = dial();
+    expect(await client.sendMessage('one')).toBe('one');
+    await join(echo);
+    await first.stop();
+    await joined(1);
+    expect(await client.sendMessage('two')).toBe('two');
+  });
+  it('tells no caller of another what a worker tells after it was lost', async () => {
+    const { dial, joined, back } = await routed();
+    const raw = await rawWorker(back, 'raw');
+    await joined(1);
+    const client = dial();
+    const cancelled = await ended(client.sendMessage('a', { timeoutMs: 100 }));
+    expect(cancelled.error).toMatchObject({ code: 'TIMEOUT' });
+    expect(await raw.readLine()).toMatch(/^0@100~\S+ a$/);
+    expect(await raw.readLine()).toBe('cancel 0');
+    const next = client.sendMessage('b');
+    expect(await raw.readLine()).toMatch(/^1~\S+ b$/); // the slot stays taken until it is answered
+    await raw.write('0 late\n1 re b\n');
+    expect(await next).toBe('re b');
+    const third = client.sendMessage('c');
+    expect(await raw.readLine()).toMatch(/^[01]~\S+ c$/);
+    await raw.write('0 re c\n1 re c\n');
+    expect(await third).toBe('re c');
   });
   it('routes by a function, and lives on where that throws', async () => {
     const { join, dial } = await routed({ strategy: (workers, { text }) => {

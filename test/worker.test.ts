@@ -1,6 +1,6 @@
 /** A worker: joining, leaving, coming back; and callbacks in threads. */
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer, type AddressInfo } from 'node:net';
+import { createServer, type AddressInfo, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join as path } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -95,6 +95,23 @@ describe('MicroWorker', () => {
     await worker.start();
     await until(() => log.filter((line) => line.startsWith('Joined')).length > 1, 3_000, 'that it dials again');
     expect(log.find((line) => line.startsWith('Cannot stay'))).toContain('nothing came of it for 150 ms');
+  });
+  it('takes nobody for local, whoever its router speaks for', async () => {
+    const asked = new Promise<string>((resolve) => {
+      const server = createServer((socket) => {
+        let said = '';
+        socket.on('error', quiet).on('data', (chunk) => { said += chunk; if (said.includes('0 ')) resolve(said); });
+        socket.write('\x01portcall/1\n0 text\n');
+      }).listen(0, '127.0.0.1', () => void worker(server));
+      onTestFinished(() => void server.close());
+    });
+    const worker = async (server: Server) => {
+      const member = new MicroWorker((_message, { client }) => `${client.loopback}`,
+        (server.address() as AddressInfo).port, { log: quiet });
+      onTestFinished(() => member.stop({ graceMs: 0 }));
+      await member.start();
+    };
+    expect(await within(2_000, asked, 'a reply')).toMatch(/^\x01portcall\/1 .*role=worker.*\n0 false\n/);
   });
   it('does not dial itself where nobody listens', async () => {
     const log: string[] = [];
