@@ -185,10 +185,12 @@ async function serve([what = '']: readonly string[], given: Given): Promise<void
 async function router(_: readonly string[], given: Given): Promise<void> {
   const { front, back, strategy } = given;
   if (front === undefined || back === undefined) {
-    throw new Error('Cannot route without --front and --back: expected where clients call, and workers');
+    throw new Error('Cannot route without --front and --back: expected the addresses of both');
   }
-  const server = new MicroRouter({ ...optionsOf(SERVER, given), front: String(front), back: String(back),
-    ...(strategy !== undefined && { strategy: String(strategy) }) });
+  const server = new MicroRouter({
+    ...optionsOf(SERVER, given), front: String(front), back: String(back),
+    ...(strategy !== undefined && { strategy: String(strategy) }),
+  });
   const bound = await server.startListening();
   stopOnSignals(server);
   print(`routing ${bound.front.url} to workers at ${bound.back.url}`,
@@ -196,12 +198,19 @@ async function router(_: readonly string[], given: Given): Promise<void> {
 }
 
 async function worker([what = '']: readonly string[], given: Given): Promise<void> {
-  if (given.back === undefined) throw new Error('Cannot work without --back: expected the back of a router');
+  if (given.back === undefined) {
+    throw new Error('Cannot work without --back: expected the back of a router');
+  }
   const { service } = await serviceOf(what, given);
   const member = new MicroWorker(service, String(given.back), optionsOf(WORKER, given));
   stopOnSignals(member);
-  const { url } = await member.start();
-  print(`working for ${url} (${member.id})`, { working: url, id: member.id });
+  try {
+    const { url } = await member.start();
+    print(`working for ${url} (${member.id})`, { working: url, id: member.id });
+  } catch (error) {
+    const isStopped = error instanceof MicroError && error.code === 'CLOSED'; // by a signal
+    if (!isStopped) throw error;
+  }
 }
 
 async function send([key = '', text = '']: readonly string[], given: Given): Promise<void> {

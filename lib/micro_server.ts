@@ -511,7 +511,7 @@ class Connection implements Sink {
       }
     }
     if (request.next === 'stopServer') this.hub.stopServer();
-    if (request.next === 'close' || this.#state === 'ending') this.#finish();
+    if ((request.next === 'close' && message.client === undefined) || this.#state === 'ending') this.#finish();
     if (this.#held !== undefined) this.#pumpSoon();
   }
   #encode(kind: Kind, body: Answer[1], message?: Message): void {
@@ -544,7 +544,8 @@ class Connection implements Sink {
     this.#requests = this.#held = undefined;
   }
   client(id?: string): OwnClient {
-    const own = this.#client ??= newClient(`${++this.hub.clients}`, this.#dialect?.name ?? '', this.#duplex);
+    const near = this.#how.side === 'dialled' ? undefined : this.#duplex; // who was dialled speaks for others
+    const own = this.#client ??= newClient(`${++this.hub.clients}`, this.#dialect?.name ?? '', near);
     if (id === undefined) return own;
     const known = this.#forwarded ??= new Map();
     const client = known.get(id) ?? newClient(`${own.id}/${id}`, own.dialect);
@@ -680,7 +681,7 @@ function newClient(id: string, dialect: string, duplex?: Duplex): OwnClient {
 export class Request implements Context {
   readonly connection: Connection; readonly message: Message; readonly limitMs: number; readonly since: number;
   dueAt = Infinity; isSettled = false; answer: Answer | undefined = undefined;
-  next: 'close' | 'stopServer' | undefined = undefined; // once it is answered
+  next: 'close' | 'stopServer' | undefined = undefined; // once it is answered; closes no router's connection
   wake = NOTHING_TO_DO; leave = NOTHING_TO_DO; // of a stream: goes on if it may; returns its iterator
   credit: (parts: number) => void = NOTHING_TO_DO;
   controller: AbortController | undefined = undefined; onward: { left(): void } | undefined = undefined; // at a router

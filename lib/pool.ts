@@ -70,7 +70,9 @@ export class Pool implements LinkOwner {
       ({ id, address, state, inFlight, sent }) => ({ id, address, state, inFlight, sent }));
   }
 
-  start(): void { this.#ticks ??= setInterval(() => this.#beat(), this.#heartbeat.intervalMs).unref(); }
+  start(): void {
+    this.#ticks ??= setInterval(() => this.#beat(), this.#heartbeat.intervalMs).unref();
+  }
   stop(): void {
     clearInterval(this.#ticks);
     this.#ticks = undefined;
@@ -101,6 +103,8 @@ export class Pool implements LinkOwner {
     } catch (error) {
       return job.fail(error);
     }
+    // It picked none, or one that has left.
+    if (link?.state !== 'joined') link = this.#ready.find(({ hasRoom }) => hasRoom);
     if (link === undefined || !link.hasRoom) this.#queue(job, link?.queue ?? this.#waiting);
     else link.send(job);
   }
@@ -152,11 +156,13 @@ export class Pool implements LinkOwner {
   /** Ends what has waited too long for a worker; tells when to look again. */
   #look(at: number): number {
     let next = Infinity;
-    for (const queue of [this.#waiting, ...Array.from(this.#workers.values(), (link) => link.queue)]) {
+    const queues = Array.from(this.#workers.values(), (link) => link.queue);
+    for (const queue of [this.#waiting, ...queues]) {
       for (const job of queue) {
         if (job.dueAt > at) { next = Math.min(next, job.dueAt); continue; }
         this.#dequeue(job);
-        job.fail(this.#ready.length > 0 ? busy(`none of ${this.#ready.length} workers had room in time`)
+        const count = this.#ready.length;
+        job.fail(count > 0 ? busy(`none of ${count} workers had room in time`)
           : new MicroError('NO_WORKER', 'Cannot route it: no worker came in time. Is one running?'));
       }
     }
@@ -165,11 +171,14 @@ export class Pool implements LinkOwner {
 
   // Workers.
   heard(link: WorkerLink): void {
-    if (link.state !== 'new' && this.#heartbeat.heard(link) && link.state === 'out') this.#admit(link, 'answers again');
+    if (link.state === 'new' || link.state === 'closed') return;
+    if (this.#heartbeat.heard(link) && link.state === 'out') this.#admit(link, 'answers again');
   }
   freed(link: WorkerLink): void { if (this.#queued > 0) this.#refill(link); }
   again(job: Job): void { this.#route(job); }
-  drains(link: WorkerLink): void { if (link.state === 'joined') this.#dismiss(link, 'draining', 'drains'); }
+  drains(link: WorkerLink): void {
+    if (link.state === 'joined') this.#dismiss(link, 'draining', 'drains');
+  }
   misread(link: WorkerLink, why: string): void {
     this.#log('warn', `Worker ${quoted(link.id)} sent what can't be used: ${why}`);
   }
@@ -190,7 +199,8 @@ export class Pool implements LinkOwner {
     }
     if (twin !== undefined) this.#lost(twin, 'another one with its id came');
     this.#workers.set(link.id, link);
-    client.signal.addEventListener('abort', () => this.#lost(link, 'its connection ended'), { once: true });
+    const onEnd = () => this.#lost(link, 'its connection ended');
+    client.signal.addEventListener('abort', onEnd, { once: true });
     this.#heartbeat.heard(link);
     this.#admit(link, 'joined');
     return null;
@@ -205,9 +215,10 @@ export class Pool implements LinkOwner {
 
   /** It gets no more; what it was not sent goes to others. */
   #dismiss(link: WorkerLink, state: 'out' | 'draining' | 'closed', why: string): void {
+    const isMeant = state === 'draining' || link.state === 'draining';
     link.state = state;
     this.#ready = this.#ready.filter((other) => other !== link);
-    this.#log(state === 'draining' ? 'info' : 'warn', `Worker ${quoted(link.id)} at ${link.address}: ${why}`);
+    this.#log(isMeant ? 'info' : 'warn', `Worker ${quoted(link.id)} at ${link.address}: ${why}`);
     this.#reroute(link.queue);
   }
 
@@ -228,15 +239,18 @@ export class Pool implements LinkOwner {
       if (link.takesBack(job) || isSafe) {
         link.cancel(job);
         this.#route(new Job(this, request, resolve, reject));
-      } else if (state === 'closed' || !link.isThread) { // a thread that works on one request hears of no other
-        job.fail(new MicroError('CONNECTION_LOST', `Cannot get the reply of worker ${quoted(link.id)}: ${why}`));
+      } else if (state === 'closed' || !link.isThread) { // a busy thread hears of nothing else
+        const text = `Cannot get the reply of worker ${quoted(link.id)}: ${why}`;
+        job.fail(new MicroError('CONNECTION_LOST', text));
         link.cancel(job);
       }
     }
   }
 
   /** The ids of workers that are busy with what nobody waits for. */
-  stuck(): string[] { return [...this.#workers.values()].filter((link) => link.isStuck).map(({ id }) => id); }
+  stuck(): string[] {
+    return [...this.#workers.values()].filter((link) => link.isStuck).map(({ id }) => id);
+  }
 
   /** Pings all, those that are out too: who answers is back. */
   #beat(): void {

@@ -26,10 +26,12 @@ export class MicroRouter {
     const { front, back, host, maxInFlight: _, strategy = 'round_robin', ...shared } = options;
     const isName = typeof strategy === 'string' && /^[a-z]+(?:_[a-z]+)*$/.test(strategy);
     if (!isName && typeof strategy !== 'function') {
-      throw new TypeError(`Cannot route by ${quoted(strategy)}: expected a function, or a file of routing/`);
+      throw new TypeError(`Cannot route by ${quoted(strategy)}: ` +
+        'expected a function, or the name of a file of routing/');
     }
     const pool = new Pool(() => undefined, options.log ?? logToStderr, options);
-    const forward = (_text: string, context: Context) => pool.forward(context as Request);
+    // Declared so that it takes no context: a dialect with parts must not think that they are read.
+    const forward = (...[, context]: [string, Context]) => pool.forward(context as Request);
     const join = (_text: string, context: Context) => pool.join(context as Request);
     this.#front = new MicroServer(forward, front, { ...shared, ...(host !== undefined && { host }) });
     this.#back = new MicroServer(join, back, { ...shared, dedupe: 0, dialects: [workerFrames(pool)] });
@@ -54,7 +56,7 @@ export class MicroRouter {
     }
   }
 
-  /** Stops accepting, waits for what workers still do (for `graceMs`, by default `drainMs`), lets them go. */
+  /** Stops accepting, waits for what workers do (for `graceMs`, by default `drainMs`), lets them go. */
   async stop(options: { graceMs?: number } = {}): Promise<void> {
     await this.#front.stop(options);
     await this.#back.stop(options);
@@ -73,6 +75,7 @@ async function loadStrategy(strategy: string | Strategy): Promise<Strategy> {
   try {
     return (await loadBeside(`routing/${strategy}`) as { strategy(): Strategy }).strategy();
   } catch (cause) {
-    throw new TypeError(`Cannot route by ${quoted(strategy)}: expected lib/routing/${strategy}.ts`, { cause });
+    const why = `expected lib/routing/${strategy}.ts`;
+    throw new TypeError(`Cannot route by ${quoted(strategy)}: ${why}`, { cause });
   }
 }

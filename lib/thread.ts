@@ -15,11 +15,14 @@ const service = await loadService(file, options);
 const callback: Callback = (text, context) => {
   const slot = (context as Request).message.tag as number;
   const isOurs = Atomics.compareExchange(claims, slot, 0, 1) === 0;
-  if (!isOurs) throw new MicroError('ABORTED', 'Cannot begin it: it was taken back', { outcome: 'refused' });
-  return service.callback(text, context);
+  if (isOurs) return service.callback(text, context);
+  throw new MicroError('ABORTED', 'Cannot begin it: it was taken back', { outcome: 'refused' });
 };
 
 // One request a turn, so that the reply of one leaves before the next may block the thread.
-const server = new MicroServer({ ...service, callback }, node, { ...limits, maxLinesPerTick: 1 });
+const server = new MicroServer({ callback, stop: async () => service.stop?.() }, node,
+  { ...limits, maxLinesPerTick: 1 });
 port.postMessage({ contract: service.contract });
-server.serve(new PortDuplex(port), { side: 'dialled', dialect: frames(), hello: { role: 'worker', node } });
+const duplex = new PortDuplex(port);
+duplex.once('close', () => void server.stop().finally(() => process.exit()));
+server.serve(duplex, { side: 'dialled', dialect: frames(), hello: { role: 'worker', node } });

@@ -13,7 +13,7 @@ import type { Context, Limits, Request, Service } from './micro_server.ts';
 import { Pool } from './pool.ts';
 import { PortDuplex } from './port_duplex.ts';
 import { strategy as leastBusy } from './routing/least_busy.ts';
-import { workerFrames } from './worker_link.ts';
+import { workerFrames, type WorkerLink } from './worker_link.ts';
 
 export interface ThreadOptions {
   threads: number;
@@ -33,7 +33,7 @@ export interface ThreadData {
   file: string; options: object | undefined; node: string; claims: Int32Array; limits: Partial<Limits>;
 }
 
-const LOOK_MS = 100;
+const LOOK_MS = 100, STOP_MS = 1_000;
 const MAX_RESTART_MS = 5_000; // from the death of a thread to the next, if it dies again and again
 /** The server in front has limits for all that; none of them must be met here first. */
 const LIMITS = { maxMessageBytes: 2 ** 28, callbackTimeoutMs: 2 ** 31 - 1 };
@@ -50,9 +50,11 @@ const LIMITS = { maxMessageBytes: 2 ** 28, callbackTimeoutMs: 2 ** 31 - 1 };
  */
 export async function threaded(file: URL | string, options: ThreadOptions): Promise<Service> {
   const threads = positive(options, 'threads', 1);
-  const href = file instanceof URL || file.startsWith('file:') ? String(file) : pathToFileURL(file).href;
+  const isUrl = file instanceof URL || file.startsWith('file:');
+  const href = isUrl ? String(file) : pathToFileURL(file).href;
   const crew = new Crew(href, options);
-  const contracts = await Promise.all(Array.from({ length: threads }, () => crew.hire())).catch(async (error) => {
+  const hired = Promise.all(Array.from({ length: threads }, () => crew.hire()));
+  const contracts = await hired.catch(async (error: unknown) => {
     await crew.stop();
     throw error;
   });
@@ -66,9 +68,10 @@ export async function threaded(file: URL | string, options: ThreadOptions): Prom
 class Crew {
   readonly pool: Pool;
   readonly #file: string; readonly #options: object | undefined; readonly #log: Log;
-  readonly #maxInFlight: number;
+  readonly #limits: Pick<Limits, 'maxMessageBytes' | 'callbackTimeoutMs' | 'maxInFlight'>;
   readonly #back: MicroServer; // never listens: threads are served as if they had dialled
   readonly #threads = new Map<string, Worker>();
+  readonly #joined = new Map<string, () => void>(); // what waits for a thread to be there
   readonly #ticks: NodeJS.Timeout;
   #hired = 0; #deaths = 0; // so far; the latter since a thread last lived for some time
   #isOver = false;
@@ -78,11 +81,15 @@ class Crew {
     this.#file = file;
     this.#options = options.options;
     this.#log = options.log ?? logToStderr;
-    this.#maxInFlight = positive(options, 'maxInFlight', 64);
     const heartbeat = { intervalMs: LOOK_MS, timeoutMs: Math.max(1, blockedMs - LOOK_MS) };
-    this.pool = new Pool(leastBusy(), (level, text) => { if (level === 'error') this.#log(level, text); },
-      { ...options, maxInFlight: this.#maxInFlight, maxQueuedBytes: LIMITS.maxMessageBytes, heartbeat });
-    const join = (_text: string, context: Context) => this.pool.join(context as Request);
+    const { maxInFlight } = (this.#limits = { ...LIMITS, maxInFlight: positive(options, 'maxInFlight', 64) });
+    this.pool = new Pool(leastBusy(), () => {}, // threads that come and go are no news
+      { ...options, maxInFlight, maxQueuedBytes: LIMITS.maxMessageBytes, heartbeat });
+    const join = (_text: string, context: Context) => {
+      this.pool.join(context as Request);
+      this.#joined.get(((context as Request).message.tag as WorkerLink).id)?.();
+      return null;
+    };
     this.#back = new MicroServer(join, 'threads', { ...LIMITS, log: this.#log });
     this.pool.start();
     this.#ticks = setInterval(() => this.#look(), LOOK_MS).unref();
@@ -91,13 +98,16 @@ class Crew {
   /** Starts one thread; resolves with the service's contract once it has loaded the file. */
   async hire(): Promise<Service['contract']> {
     const node = `thread ${++this.#hired}`;
-    const claims = new Int32Array(new SharedArrayBuffer(4 * this.#maxInFlight));
-    const limits = { ...LIMITS, maxInFlight: this.#maxInFlight };
-    const workerData: ThreadData = { file: this.#file, options: this.#options, node, claims, limits };
+    const claims = new Int32Array(new SharedArrayBuffer(4 * this.#limits.maxInFlight));
+    const workerData: ThreadData =
+      { file: this.#file, options: this.#options, node, claims, limits: this.#limits };
     const { code, isText } = program();
     const thread = new Worker(code, { workerData, eval: isText });
     this.#threads.set(node, thread);
-    const [{ contract }] = await once(thread, 'message') as [Pick<Service, 'contract'>];
+    const died = once(thread, 'exit').then(() => { throw new Error('it ended before it was ready'); });
+    died.catch(() => {}); // it may die later, which is told below
+    const ready = Promise.race([once(thread, 'message'), died]);
+    const [{ contract }] = await ready as [Pick<Service, 'contract'>];
     const duplex = new PortDuplex(thread);
     const born = performance.now();
     thread.on('error', (error) => this.#log('error', `A thread failed: ${textOf(error)}`));
@@ -107,21 +117,30 @@ class Crew {
       if (performance.now() - born > MAX_RESTART_MS) this.#deaths = 0;
       void this.#replace();
     });
+    const joined = new Promise<void>((resolve) => { this.#joined.set(node, resolve); });
     this.#back.serve(duplex, { dialect: workerFrames(this.pool, claims) });
+    await Promise.race([joined, died]).finally(() => this.#joined.delete(node));
     thread.unref();
     return contract;
   }
 
+  /** Lets them end what they opened, if they do so in time. */
   async stop(): Promise<void> {
     this.#isOver = true;
     clearInterval(this.#ticks);
+    const threads = [...this.#threads.values()];
+    const late = setTimeout(() => { for (const thread of threads) void thread.terminate(); }, STOP_MS);
+    const ends = threads.map((thread) => once(thread, 'exit'));
+    await this.#back.stop({ graceMs: 0 });
+    await Promise.all(ends);
+    clearTimeout(late);
     this.pool.stop();
-    await Promise.all(Array.from(this.#threads.values(), (thread) => thread.terminate()));
   }
 
   async #replace(): Promise<void> {
     if (this.#isOver) return;
-    const waitMs = this.#deaths++ === 0 ? 0 : Math.min(MAX_RESTART_MS, 50 * 2 ** Math.min(this.#deaths, 10));
+    const isFirst = this.#deaths++ === 0;
+    const waitMs = isFirst ? 0 : Math.min(MAX_RESTART_MS, 50 * 2 ** Math.min(this.#deaths, 10));
     await pause(waitMs, undefined, { ref: false });
     if (this.#isOver) return;
     await this.hire().catch((error: unknown) => {
@@ -144,6 +163,7 @@ function program(): { code: URL | string; isText: boolean } {
   const isOther = 'bun' in process.versions || 'deno' in process.versions;
   if (extension !== '.ts' || isOther || reads.typescript) return { code: url, isText: false };
   const tsx = JSON.stringify(import.meta.resolve('tsx/esm/api'));
-  const code = `import(${tsx}).then(({ register }) => { register(); return import(${JSON.stringify(url)}); })`;
+  const self = JSON.stringify(url);
+  const code = `import(${tsx}).then(({ register }) => { register(); return import(${self}); })`;
   return { code, isText: true };
 }

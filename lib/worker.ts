@@ -15,7 +15,8 @@ import { MicroServer } from './micro_server.ts';
 import type { Callback, ServerOptions, Service, Stats } from './micro_server.ts';
 import { threaded } from './threads.ts';
 
-export interface WorkerOptions extends Omit<ServerOptions, 'host' | 'insecure' | 'dialects' | 'maxConnections'> {
+type Unused = 'host' | 'insecure' | 'dialects' | 'maxConnections'; // of who never listens
+export interface WorkerOptions extends Omit<ServerOptions, Unused> {
   id?: string; // what the router knows it by, of all its workers; default: one by chance
   heartbeat?: HeartbeatOptions; // by which it judges the router
   threads?: number; // that run the callback, which must be a file's then; default: this one alone
@@ -35,15 +36,19 @@ export class MicroWorker {
    * @param back The router's back: a key of ports.json, a port, or an address.
    * @throws {TypeError | RangeError} Wrong options. A wrong address is told by `start`.
    */
-  constructor(service: Callback | Service | URL | string, back: string | number, options: WorkerOptions = {}) {
+  constructor(
+    service: Callback | Service | URL | string, back: string | number, options: WorkerOptions = {},
+  ) {
     const { id = randomUUID(), threads } = options;
     if (threads !== undefined && !isFile(service)) {
-      throw new TypeError(`Cannot run ${quoted(service)} in threads: expected a file, as functions can't cross`);
+      throw new TypeError(`Cannot run ${quoted(service)} in threads: ` +
+        'expected a file, since functions can\'t cross');
     }
     if (typeof id !== 'string' || !/^.{1,128}$/u.test(id)) {
       throw new TypeError(`Cannot use id ${quoted(id)}: expected 1 to 128 letters`);
     }
-    new MicroServer(isFile(service) ? () => null : service, back, options); // tells what is wrong with them
+    // Made only to tell what is wrong with them.
+    new MicroServer(isFile(service) ? () => null : service, back, options);
     new Heartbeat(options.heartbeat);
     positive(options, 'connectTimeoutMs', CONNECT_TIMEOUT_MS);
     this.id = id;
@@ -60,11 +65,18 @@ export class MicroWorker {
    */
   async start(): Promise<Address> {
     await this.#stopping;
-    this.#membership ??= new Membership(this.#service, this.#back, { ...this.#options, id: this.id });
-    return this.#membership.joined;
+    const membership = this.#membership ??=
+      new Membership(this.#service, this.#back, { ...this.#options, id: this.id });
+    try {
+      return await membership.joined;
+    } catch (error) {
+      // What it opened is closed, so that it may be started again.
+      if (this.#membership === membership) await this.stop({ graceMs: 0 });
+      throw error;
+    }
   }
 
-  /** Takes no more, answers what it has (for `graceMs`, by default `drainMs`), and leaves the router. */
+  /** Takes no more, answers what it has (for `graceMs`, by default `drainMs`), leaves the router. */
   stop(options: { graceMs?: number } = {}): Promise<void> {
     const membership = this.#membership;
     this.#membership = undefined;
@@ -78,9 +90,11 @@ export class MicroWorker {
 
 const CONNECT_TIMEOUT_MS = 5_000;
 /** What another try will not mend: a start fails with it. */
-const FATAL: ReadonlySet<ErrorCode> = new Set(['BAD_ADDRESS', 'UNKNOWN_SERVICE', 'BAD_PORTS_FILE', 'UNAUTHORIZED',
-  'PROTOCOL_ERROR']);
-const isFile = (service: unknown): service is URL | string => typeof service === 'string' || service instanceof URL;
+const FATAL: ReadonlySet<ErrorCode> = new Set([
+  'BAD_ADDRESS', 'UNKNOWN_SERVICE', 'BAD_PORTS_FILE', 'UNAUTHORIZED', 'PROTOCOL_ERROR',
+]);
+const isFile = (service: unknown): service is URL | string =>
+  typeof service === 'string' || service instanceof URL;
 
 /** One connection to the router. */
 interface Link {
@@ -119,9 +133,14 @@ class Membership {
 
   stats(): Stats | undefined { return this.#server?.stats(); }
 
-  async stop(options: { graceMs?: number }): Promise<void> {
+  /** Dials no more. */
+  #leave(): void {
     this.#isOver = true;
     clearTimeout(this.#redial);
+  }
+
+  async stop(options: { graceMs?: number }): Promise<void> {
+    this.#leave();
     this.#fails(new MicroError('CLOSED', `Cannot join ${quoted(this.#back)}: the worker was stopped`));
     this.joined.catch(() => {}); // who waits is told; nobody has to
     await this.#opened; // what it started is stopped below
@@ -138,7 +157,7 @@ class Membership {
       service = await (threads === undefined ? loadService(service)
         : threaded(service, { threads, ...(log !== undefined && { log }) }));
     }
-    this.#server = new MicroServer(service, this.#back, this.#options);
+    this.#server = new Answering(service, this.#back, this.#options, () => this.#leave());
     await this.#dial();
   }
 
@@ -160,12 +179,14 @@ class Membership {
     }
     const address = this.#address;
     const transport = /^(?:tcp|ipc)$/.test(address.scheme) ? NET : await loadTransport(address.scheme);
-    const why = 'it can only be listened on, expected what can be dialled';
-    if (transport.dial === undefined) throw new MicroError('BAD_ADDRESS', `Cannot dial ${address.url}: ${why}`);
+    if (transport.dial === undefined) {
+      const why = 'it can only be listened on, expected what can be dialled';
+      throw new MicroError('BAD_ADDRESS', `Cannot dial ${address.url}: ${why}`);
+    }
     if (this.#isOver) return;
-    const link: Link = { duplex: transport.dial(address, { options: this.#options, receive: () => {},
-      ready: () => { clearTimeout(late); this.#serve(link); } }),
-    address, hasJoined: false, isClosed: false, end: undefined, ping: () => {} };
+    const ready = () => { clearTimeout(late); this.#serve(link); };
+    const duplex = transport.dial(address, { options: this.#options, ready, receive: () => {} });
+    const link: Link = { duplex, address, hasJoined: false, isClosed: false, end: undefined, ping: () => {} };
     this.#link = link;
     const onLate = () => link.duplex.destroy(new Error(`no connection within ${connectTimeoutMs} ms`));
     const late = setTimeout(onLate, connectTimeoutMs);
@@ -178,7 +199,8 @@ class Membership {
     const hello = { role: 'worker', node: id, ...(token !== undefined && { token }) };
     link.duplex.on('data', () => this.#heartbeat.heard(link));
     this.#heartbeat.heard(link);
-    this.#server?.serve(link.duplex, { side: 'dialled', hello, dialect: attentive(link, () => this.#greeted(link)) });
+    const dialect = attentive(link, () => this.#greeted(link));
+    this.#server?.serve(link.duplex, { side: 'dialled', hello, dialect });
   }
 
   /** The router has taken it, as far as it said by now. */
@@ -198,13 +220,18 @@ class Membership {
     if (this.#isOver) return;
     const { address: { url }, end } = link;
     if (end instanceof MicroError && FATAL.has(end.code) && !this.#hasJoined) return this.#giveUp(end);
-    this.#tell(`Cannot ${link.hasJoined ? 'stay with' : 'join'} the router at ${url}: ` +
-      `${end === undefined ? 'it closed the connection' : textOf(end)}. It is dialled again`);
-    // Full jitter, 50 ms doubling to 900, as clients do: a router that comes back is not met by all at once.
+    this.#retry(`Cannot ${link.hasJoined ? 'stay with' : 'join'} the router at ${url}: ` +
+      `${end === undefined ? 'it closed the connection' : textOf(end)}. It is dialled again`,
+    end instanceof MicroError ? end.retryAfterMs : undefined);
+  }
+
+  /** Full jitter, 50 ms doubling to 900, as clients do: not all meet a router that comes back at once. */
+  #retry(why: string, afterMs = 0): void {
+    this.#tell(why);
     const backOffMs = Math.random() * Math.min(900, 50 * 2 ** Math.min(this.#failures++, 5));
-    const waitMs = backOffMs + (end instanceof MicroError ? end.retryAfterMs ?? 0 : 0);
-    const onError = (error: unknown) => { this.#tell(textOf(error)); this.#closed(link); };
-    this.#redial = setTimeout(() => { this.#dial().catch(onError); }, waitMs);
+    this.#redial = setTimeout(() => {
+      this.#dial().catch((error: unknown) => { if (!this.#isOver) this.#retry(textOf(error)); });
+    }, afterMs + backOffMs);
   }
 
   /** Once, as long as it stays the same. */
@@ -220,7 +247,22 @@ class Membership {
   }
 }
 
-/** Frames, with an ear for what the server behind them doesn't tell: that it was greeted, and why it ended. */
+/** What answers. A callback may stop it too: then the worker leaves. */
+class Answering extends MicroServer {
+  readonly #left: () => void;
+  constructor(
+    service: Callback | Service, back: string | number, options: ServerOptions, left: () => void,
+  ) {
+    super(service, back, options);
+    this.#left = left;
+  }
+  override stop(options?: { graceMs?: number }): Promise<void> {
+    this.#left();
+    return super.stop(options);
+  }
+}
+
+/** Frames, with an ear for what a server doesn't tell: that it was greeted, and why it ended. */
 function attentive(link: Link, greeted: () => void): Dialect {
   const plain = frames();
   return { ...plain, open(options): Codec {
@@ -261,10 +303,12 @@ function attentive(link: Link, greeted: () => void): Dialect {
 /** Half-open, unlike a client's: what was asked before the router's FIN is still answered. */
 const NET: Transport = {
   dial({ host, port, path }, { ready }) {
-    const socket = connect({ ...(path ? { path } : { host, port: port ?? 0 }), noDelay: true, allowHalfOpen: true });
+    const where = path ? { path } : { host, port: port ?? 0 };
+    const socket = connect({ ...where, noDelay: true, allowHalfOpen: true });
     return socket.once('connect', () => {
       // A free port in the range of outgoing ones may be dialled from itself, and connects.
-      const isSelf = path === undefined && socket.localPort === port && socket.localAddress === socket.remoteAddress;
+      const { localPort, localAddress, remoteAddress } = socket;
+      const isSelf = path === undefined && localPort === port && localAddress === remoteAddress;
       if (isSelf) socket.destroy(new Error('nobody listens there')); else ready();
     });
   },

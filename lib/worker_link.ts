@@ -3,7 +3,9 @@
  * the roles are turned round: the worker dialled, and is asked.
  */
 import { MicroError, frames, quoted } from './micro_client.ts';
-import type { Body, Codec, Control, Dialect, ErrorCode, Kind, Sink, Tag, Value } from './micro_client.ts';
+import type {
+  Body, Codec, Control, Dialect, ErrorCode, Kind, Sink, Tag, Value,
+} from './micro_client.ts';
 import type { Client, Request } from './micro_server.ts';
 import type { Candidate, Routed } from './pool.ts';
 
@@ -25,7 +27,8 @@ export class Job implements Routed {
   queue: Set<Job> | undefined = undefined; // that it waits in
   dueAt = Infinity; // when it will have waited long enough there
   constructor(
-    owner: LinkOwner, request: Request, resolve: (value: Value) => void, reject: (error: unknown) => void,
+    owner: LinkOwner, request: Request,
+    resolve: (value: Value) => void, reject: (error: unknown) => void,
   ) {
     this.owner = owner;
     this.request = request;
@@ -108,7 +111,7 @@ export class WorkerLink implements Candidate, Sink {
   readonly #jobs: (Job | undefined)[] = []; readonly #free: number[] = []; // by slot
   #sentBytes = 0; #misreads = 0;
   readonly #clients = new Set<string>(); // that the worker was told of
-  /** Of a thread, by slot: 0 handed over, 1 begun by it, 2 taken back; whoever is first has the request. */
+  /** Of a thread, by slot: 0 handed over, 1 begun by it, 2 taken back. Who is first has the request. */
   readonly #claims: Int32Array | undefined;
   constructor(owner: LinkOwner, codec: Codec, claims?: Int32Array) {
     this.#owner = owner;
@@ -118,7 +121,8 @@ export class WorkerLink implements Candidate, Sink {
   get isThread(): boolean { return this.#claims !== undefined; }
   /** It is busy with what nobody waits for. */
   get isStuck(): boolean {
-    return this.state === 'out' && this.#jobs.some((job, slot) => job?.isOver === true && this.#claims?.[slot] === 1);
+    return this.state === 'out' &&
+      this.#jobs.some((job, slot) => job?.isOver === true && this.#claims?.[slot] === 1);
   }
   get hasRoom(): boolean {
     const { maxInFlight, maxSentBytes } = this.#owner;

@@ -31,6 +31,7 @@ const patched = (plain: unknown) => Object.assign((...args: unknown[]) =>
 globalThis.setTimeout = patched(plainTimeout) as unknown as typeof setTimeout;
 globalThis.setInterval = patched(plainInterval) as unknown as typeof setInterval;
 
+const plainNow = Date.now;
 let runs = 0;
 let running = 0;
 let mostRunning = 0;
@@ -118,6 +119,7 @@ answer({
   stop: (options: { graceMs?: number } | undefined) => server.stop(options),
   stats: () => server.stats(),
   turn: () => {},
+  clock: (aheadMs: number) => { Date.now = () => plainNow() + aheadMs; }, // the wall clock is set
   block: (ms: number) => { // the event loop stands still
     const end = performance.now() + ms;
     while (performance.now() < end);

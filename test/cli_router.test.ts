@@ -1,0 +1,61 @@
+/** `portcall router` and `portcall worker`, as people start them. */
+import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process';
+import { once } from 'node:events';
+import { fileURLToPath } from 'node:url';
+import { afterAll, describe, expect, it } from 'vitest';
+import { MicroClient } from '../lib/index.ts';
+import { within } from './helpers/deadline.ts';
+
+const ROOT = fileURLToPath(new URL('..', import.meta.url));
+const START_MS = 15_000;
+const children = new Set<ChildProcessWithoutNullStreams>();
+afterAll(() => { for (const child of children) child.kill('SIGKILL'); });
+
+/** Starts one; resolves with its first line. */
+async function start(...args: string[]): Promise<{ line: string; stop(): Promise<number | null> }> {
+  const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', ...args], { cwd: ROOT });
+  children.add(child);
+  const ended = once(child, 'exit');
+  let said = '';
+  child.stderr.setEncoding('utf8').on('data', (piece: string) => { said += piece; });
+  const line = once(child.stdout.setEncoding('utf8'), 'data').then(([text]: string[]) => text ?? '');
+  const early = ended.then(([code]) => { throw new Error(`Cannot start ${args[0]}: it ended with ${code}: ${said}`); });
+  return {
+    line: await within(START_MS, Promise.race([line, early]), `the first line of ${args[0]}`),
+    async stop() {
+      child.kill('SIGTERM');
+      const [code] = await within(5_000, ended, `the end of ${args[0]}`) as [number | null];
+      children.delete(child);
+      return code;
+    },
+  };
+}
+
+describe('portcall', () => {
+  it('routes to workers, built-ins and threads included, and each drains on SIGTERM', async () => {
+    const router = await start('router', '--front', '0', '--back', '0', '--strategy', 'least_busy', '--json');
+    const { listening, workers } = JSON.parse(router.line) as { listening: string; workers: string };
+    const plain = await start('worker', 'life_gen', '--back', workers, '--id', 'one');
+    expect(plain.line).toBe(`working for ${workers} (one)\n`);
+    const client = new MicroClient(listening);
+    expect(JSON.parse(await client.sendMessage('categories'))).toContain('music');
+    expect(await plain.stop()).toBe(0);
+    const threaded = await start('worker', 'echo', '--back', workers, '--threads', '2', '--json');
+    expect(JSON.parse(threaded.line)).toEqual({ working: workers, id: expect.any(String) });
+    expect(await client.sendMessage('hello')).toBe('hello');
+    expect(await threaded.stop()).toBe(0);
+    await client.close();
+    expect(await router.stop()).toBe(0);
+  });
+  it.each([
+    [['router', '--front', '0'], 'Cannot route without --front and --back'],
+    [['router', '--front', '0', '--back', '0', '--strategy', '../x'], 'Cannot route by'],
+    [['worker', 'echo'], 'Cannot work without --back'],
+    [['worker', 'echo', '--back', '1', '--threads', '0'], 'Cannot read \\"0\\" as a number of threads'],
+    [['worker', 'nothing', '--back', '1'], 'nor a service of that name'],
+  ])('refuses %j', async (args, says) => {
+    const error: Error = await start(...args, '--json').then(() => expect.unreachable(), (reason) => reason);
+    expect(error.message).toContain('it ended with 2: {');
+    expect(error.message).toContain(says);
+  });
+});
