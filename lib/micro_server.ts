@@ -662,8 +662,7 @@ class Connection implements Sink {
   }
   #closed(): void {
     const { hub } = this;
-    this.#state = 'over';
-    this.#abortAll('the connection was lost');
+    this.#state = 'over'; this.#abortAll('the connection was lost');
     if (this.#refusal !== undefined) hub.refusing--;
     for (const id of this.#forwarded?.keys() ?? []) this.#gone(id);
     this.#client?.leave();
