@@ -110,6 +110,7 @@ export class WorkerLink implements Candidate, Sink {
   #sink: Sink | undefined; // the connection
   readonly #jobs: (Job | undefined)[] = []; readonly #free: number[] = []; // by slot
   #sentBytes = 0; #misreads = 0;
+  #gathered = ''; // for this tick's write
   readonly #clients = new Set<string>(); // that the worker was told of
   /** Of a thread, by slot: 0 handed over, 1 begun by it, 2 taken back. Who is first has the request. */
   readonly #claims: Int32Array | undefined;
@@ -155,7 +156,25 @@ export class WorkerLink implements Candidate, Sink {
     this.sent++;
     this.#sentBytes += job.length;
     if (!this.#clients.has(client)) this.#remember(client);
-    this.write(this.#codec.request({ tag: slot, text, timeoutMs, id, client }));
+    this.#gather(this.#codec.request({ tag: slot, text, timeoutMs, id, client }));
+  }
+  /**
+   * All that a tick has for a worker leaves in one write: a third fewer writes, which are most of what
+   * a router does. A client's leave early instead, since its peer has nothing else to do.
+   */
+  #gather(bytes: Body): void {
+    if (typeof bytes === 'string') {
+      if (this.#gathered === '') process.nextTick(WorkerLink.#release, this);
+      this.#gathered += bytes;
+    } else {
+      WorkerLink.#release(this);
+      this.write(bytes);
+    }
+  }
+  static #release(link: WorkerLink): void {
+    const text = link.#gathered;
+    link.#gathered = '';
+    if (text !== '') link.write(text);
   }
   /** Nobody waits for it any more. Its slot stays taken until the worker has answered. */
   cancel(job: Job): void {
@@ -179,7 +198,7 @@ export class WorkerLink implements Candidate, Sink {
   }
   #tell(...words: Parameters<NonNullable<Codec['control']>>): void {
     const bytes = this.#codec.control?.(...words);
-    if (bytes !== undefined) this.write(bytes);
+    if (bytes !== undefined) this.#gather(bytes); // behind the request that it is about
   }
   // From the worker.
   hello(fields: Readonly<Record<string, string>>): void {
