@@ -19,7 +19,7 @@ export interface ClientOptions {
   ports?: Ports; token?: string; // the latter: the secret of a server with the option `token`
   timeoutMs?: number; // of a call that names none; default 5,000
   retry?: boolean; // likewise; default false: a call fails with the dial it waits for
-  dialect?: Dialect; // default frames()
+  dialect?: Dialect; // where the address names none, as zmtp+tcp://host:port does; default frames()
   maxQueued?: number; // calls waiting for anything at all; past it `SERVER_BUSY`, not sent; default 16,384
   maxMessageBytes?: number; // of UTF-8, sent or received; past it `MESSAGE_TOO_LARGE`; default 1 MiB
   log?: Log; hello?: Readonly<Record<string, string>>; // the latter: more to say of oneself, `node` or `role`
@@ -145,13 +145,14 @@ export class MicroClient {
       if (this.#address === undefined) throw error;
       this.#options.log('warn', `${textOf(error)}; staying with ${this.#address.url}`);
     }
-    const { scheme, host, url } = this.#address;
+    const { dialect: named, scheme, host, url } = this.#address;
     const why = 'servers bind there, expected one host. Dial 127.0.0.1, or its name';
     if (host === '0.0.0.0' || host === '::') throw new MicroError('BAD_ADDRESS', `Cannot dial ${url}: ${why}`);
     const transport = scheme === 'tcp' || scheme === 'ipc' ? NET : await loadTransport(scheme);
     if (transport.dial === undefined) throw new Error('it can only be listened on');
-    if (this.#closing !== undefined) return; // while it was loaded
-    const { token, hello, timeoutMs, maxMessageBytes, dialect = frames() } = this.#options;
+    const { token, hello, timeoutMs, maxMessageBytes, dialect: usual = frames() } = this.#options;
+    const dialect = named === undefined ? usual : await loadDialect(named);
+    if (this.#closing !== undefined) return; // while they were loaded
     const codec = dialect.open({ side: 'dialled', role: 'client', maxMessageBytes,
       hello: { timeout: String(timeoutMs), ...hello, ...(token !== undefined && { token }) } });
     const receive = (chunk: Uint8Array) => { if (link.state !== 'closed') codec.receive(chunk, link.sink); };
@@ -204,8 +205,7 @@ export class MicroClient {
   }
   /** A part was taken: gives credit back, some at a time. */
   #took(call: Call, isAll: boolean): void {
-    const { flow, isSettled, link, tag } = call;
-    if (isSettled || !flow?.hasBegun) return;
+    const { flow, isSettled, link, tag } = call; if (isSettled || !flow?.hasBegun) return;
     call.deadline = now() + call.limitMs; flow.untaken--;
     if (++flow.taken < 32 && !isAll) return;
     tell(link as Link, 'credit', tag, flow.taken); flow.taken = 0;
@@ -661,11 +661,13 @@ const NET: Transport = {
 const EXTENSION = /\.\w+$/.exec(import.meta.url)?.[0] ?? '.ts';
 /** An optional file of this folder. The specifier is computed, so that the file may be missing. */
 export const loadBeside = (name: string): Promise<unknown> => import(/* @vite-ignore */ `./${name}${EXTENSION}`);
-export async function loadTransport(scheme: string): Promise<Transport> {
-  const why = `Cannot use ${scheme}://: expected lib/transports/${scheme}${EXTENSION}. Copy it beside this one`;
-  try { return ((await loadBeside(`transports/${scheme}`)) as { transport: Transport }).transport; }
+async function loadPart<T>(kind: 'dialect' | 'transport', name: string, shown: string): Promise<T> {
+  const why = `Cannot use ${shown}: expected lib/${kind}s/${name}${EXTENSION}. Copy it beside this one`;
+  try { return ((await loadBeside(`${kind}s/${name}`)) as Record<string, T>)[kind] as T; }
   catch (cause) { throw new MicroError('BAD_ADDRESS', why, { cause }); }
 }
+export const loadTransport = (scheme: string) => loadPart<Transport>('transport', scheme, `${scheme}://`);
+export const loadDialect = async (name: string) => (await loadPart<() => Dialect>('dialect', name, `${name}+`))();
 // ---------------------------------------------------------------------------------------------------- Small checks
 export const exceeds = (text: string, maxBytes: number): boolean =>
   text.length * 3 > maxBytes && Buffer.byteLength(text) > maxBytes;
@@ -709,7 +711,7 @@ function checkCall({ id, signal, ...options }: CallOptions): void {
   if (signal !== undefined && !(signal instanceof AbortSignal)) throw refused('signal', signal, 'an AbortSignal');
 }
 // ------------------------------------------------------------------------------------- The look-up in ports.json
-export interface Address { url: string; scheme: string; host?: string; port?: number; path?: string }
+export interface Address { url: string; scheme: string; host?: string; port?: number; path?: string; dialect?: string }
 export type Ports = string | Table; // the path of a ports file, or an object in its stead
 type Table = Readonly<Record<string, unknown>>; const NUMBER = /^-?\d+(\.\d+)?$/;
 /** Where a key leads. A port number, its digits or a URL in place of a key needs no file. */
@@ -740,8 +742,7 @@ export function readPorts(ports?: Ports, key?: string): { file: string; table: T
   let [text, cause]: [string, NodeJS.ErrnoException?] = [''];
   try {
     text = readFileSync(file, 'utf8').replace(/^\uFEFF/, '');
-    const table = JSON.parse(text);
-    if (/^\s*\{/.test(text)) return { file, table };
+    if (/^\s*\{/.test(text)) return { file, table: JSON.parse(text) };
   } catch (error) { cause = error as NodeJS.ErrnoException; }
   const is = cause?.code === 'ENOENT' ? 'no such file' : cause?.code === 'EISDIR' ? 'it is a folder' : cause?.code;
   const fault = is === undefined ? findJsonFault(text) : `${is}, looked in ${quoted(process.cwd())}` +
@@ -752,8 +753,11 @@ export function readPorts(ports?: Ports, key?: string): { file: string; table: T
 /** Reads a port number, its digits or a URL, or tells what is wrong; schemes but tcp and ipc are their transports'. */
 function parseAddress(value: unknown): Address | string {
   const given = typeof value === 'string' || typeof value === 'number' ? String(value) : '';
+  const [, dialect, plain] = /^([a-z]\w*)\+([a-z][\w.-]*:\/\/.*)$/is.exec(given) ?? [];
+  const found = dialect === undefined ? undefined : parseAddress(plain);
+  if (found !== undefined) return typeof found === 'string' ? found : { ...found, dialect: dialect!.toLowerCase() };
   const url = NUMBER.test(given) ? `tcp://127.0.0.1:${given}` : given;
-  const form = /^([A-Za-z][\w+.-]*):\/\/(([^@/?#]*@)?(\[[^\]]*\]|[^:/?#]*)(?::([^/?#]*))?(.*))$/s;
+  const form = /^([A-Za-z][\w.-]*):\/\/(([^@/?#]*@)?(\[[^\]]*\]|[^:/?#]*)(?::([^/?#]*))?(.*))$/s;
   const [, name = '', rest = '', user, host = '', digits = '', path = ''] = form.exec(url) ?? [];
   const [scheme, bytes] = [name.toLowerCase(), Buffer.byteLength(rest)];
   const port = NUMBER.test(digits) ? Number(digits) : NaN;
@@ -790,9 +794,10 @@ function findJsonFault(text: string): string {
     const ways = { 'a key in double quotes': '"":0', '":"': ':0', 'a value': ' 0',
       '","': ends[0] === '}' ? ',"":0' : ',0', [end]: '' };
     return Object.entries(ways).filter(([, way]) => isJson(head + way + ends)).map(([name]) => name);
-  }; let [good, bad] = [0, tokens[0]?.[0] === '{' ? tokens.length + 1 : 1];
+  };
+  let [good, bad] = [0, tokens[0]?.[0] === '{' ? tokens.length + 1 : 1];
   for (let at; (at = (good + bad) >> 1) > good;) if (wanted(at).length > 0) good = at; else bad = at;
-  const before = text.slice(0, tokens[good]?.index).split('\n'); const [token] = tokens[good] ?? [];
+  const before = text.slice(0, tokens[good]?.index).split('\n'), [token] = tokens[good] ?? [];
   const is = `line ${before.length}, column ${before.at(-1)!.length + 1} is ${token ? quoted(token) : 'the end'}`;
   const expected = good > 0 ? wanted(good).join(' or ') : 'an object such as {"LIFE_GEN": 5467}';
   return `${tokens.length === 0 ? 'it is empty' : is}, expected ${expected}`;

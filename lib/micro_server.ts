@@ -11,8 +11,8 @@ import { createServer, type AddressInfo, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { setImmediate as turn } from 'node:timers/promises';
 import {
-  Alarm, LineCodec, MicroError, Outbox, checkSetUp, errorText, exceeds, frames, isWellFormed, loadBeside, loadTransport,
-  logToStderr, now, oneLine, positive, publish, quoted, resolveAddress, textOf,
+  Alarm, LineCodec, MicroError, Outbox, checkSetUp, errorText, exceeds, frames, isWellFormed, loadBeside, loadDialect,
+  loadTransport, logToStderr, now, oneLine, positive, publish, quoted, resolveAddress, textOf,
   type Address, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind, type Log, type Message,
   type Ports, type Sink, type Tag, type Transport, type Value,
 } from './micro_client.ts';
@@ -87,10 +87,8 @@ export class MicroServer {
   }
   /** Where it listens, if it does. */
   get address(): Address | undefined { return this.#listener?.address; }
-  /**
-   * Binds and serves; resolves with where, so that port 0 tells the port it got.
-   * @throws {MicroError} `PORT_IN_USE`, `BAD_ADDRESS`, `UNKNOWN_SERVICE`, `BAD_PORTS_FILE`.
-   */
+  /** Binds and serves; resolves with where, so that port 0 tells the port it got.
+   * @throws {MicroError} `PORT_IN_USE`, `BAD_ADDRESS`, `UNKNOWN_SERVICE`, `BAD_PORTS_FILE`. */
   startListening(): Promise<Address> {
     return this.#starting ??= this.#start().catch((error: unknown) => { this.#starting = undefined; throw error; });
   }
@@ -123,6 +121,9 @@ export class MicroServer {
   async #bind(address: Address): Promise<Listener> {
     const hub = this.#hub;
     try {
+      const named = address.dialect === undefined ? undefined : await loadDialect(address.dialect);
+      const isUsual = named === undefined || hub.usual.some(({ name }) => name === named.name);
+      hub.dialects = isUsual ? hub.usual : [named, ...hub.usual];
       const listen = address.scheme === 'tcp' ? listenTcp : (await loadTransport(address.scheme)).listen;
       if (listen === undefined) throw new Error('it can only be dialled');
       return await listen(address, hub.options, (duplex: Duplex, how?: ServeOptions) => hub.accept(duplex, how),
@@ -182,7 +183,7 @@ const AS_TOLD: ServeOptions = {}; // by the first bytes
 class Hub {
   readonly service: Service; readonly options: ServerOptions; readonly log: Log; readonly stopServer: () => void;
   readonly limits: Limits = { ...DEFAULT_LIMITS };
-  readonly dialects: readonly Dialect[];
+  readonly usual: readonly Dialect[]; dialects: readonly Dialect[]; // the latter: with that which the address names
   readonly connections = new Set<Connection>();
   readonly alarm = new Alarm((at) =>
     [...this.connections].reduce((next, connection) => Math.min(next, connection.look(at)), Infinity));
@@ -200,7 +201,7 @@ class Hub {
     limits.maxConnections = Math.min(limits.maxConnections, Math.max(8, openFilesLimit() - 64));
     this.service = service; this.options = options; this.stopServer = stopServer;
     this.log = options.log ?? logToStderr;
-    this.dialects = [...options.dialects ?? service.dialects ?? [], frames(), lines()];
+    this.dialects = this.usual = [...options.dialects ?? service.dialects ?? [], frames(), lines()];
   }
   met(limit: keyof Limits): void { this.#met[limit] = (this.#met[limit] ?? 0) + 1; }
   accept(duplex: Duplex, how?: ServeOptions): void {

@@ -70,6 +70,10 @@ describe('an address in place of a key', () => {
     [`ipc:///${'x'.repeat(106)}`, { url: `ipc:///${'x'.repeat(106)}`, scheme: 'ipc', path: `/${'x'.repeat(106)}` }],
     ['inproc://here', { url: 'inproc://here', scheme: 'inproc', host: 'here', path: '' }],
     ['tls://[::1]:5443', { url: 'tls://[::1]:5443', scheme: 'tls', host: '::1', port: 5443, path: '' }],
+    ['zmtp+tcp://127.0.0.1:5555', { ...tcp('127.0.0.1', 5555), dialect: 'zmtp' }],
+    ['ZMTP+TCP://[::1]:1', { ...tcp('::1', 1, '[::1]'), dialect: 'zmtp' }],
+    ['sized_header+ipc:///a.sock', { url: 'ipc:///a.sock', scheme: 'ipc', path: '/a.sock', dialect: 'sized_header' }],
+    ['zmtp+tls://h:1', { url: 'tls://h:1', scheme: 'tls', host: 'h', port: 1, path: '', dialect: 'zmtp' }],
     ['nats://u:p@host:4222/life.gen',
       { url: 'nats://u:p@host:4222/life.gen', scheme: 'nats', host: 'host', port: 4222, path: '/life.gen' }],
   ])('%s needs no file', (key, expected) => {
@@ -85,6 +89,8 @@ describe('an address in place of a key', () => {
     ['tcp://host', /expected a port, tcp:\/\/host:port or ipc:\/\/\/path/], ['tcp://:1', /expected/],
     ['tcp://::1:5', /expected/], ['tcp://[zz]:5', /expected/], ['tcp://*:5', /expected/], ['tcp://u@h:5', /expected/],
     ['tcp://h:5/x', /expected/], ['tcp://h:', /expected/], ['tcp://', /expected/], ['x y://z', /expected/],
+    ['zmtp+tcp://h:99999', /"zmtp\+tcp:\/\/h:99999": port is 99999/], ['zmtp+tcp://h', /it is "tcp:\/\/h", expected a port/],
+    ['+tcp://h:5', /expected/], ['zmtp+://h:5', /expected/], ['a/b+tcp://h:5', /expected/], ['a+b+tcp://h:5', /expected/], ['zmtp+ipc://rel', /expected/],
     ['ipc://rel.sock', /expected/], ['ipc://', /expected/], ['ipc:///a\0b', /control character/],
     ['ipc:///a\nb', /control character/], ['tcp://h\x1b[2J:5', /control character/], ['inproc://a\nb', /control/],
     [`ipc:///${'x'.repeat(107)}`, /path has 108 bytes, expected at most 107/],
@@ -188,7 +194,7 @@ describe('what a key may hold', () => {
     [70000, 'port is 70000, expected a whole number from 0 to 65535'], [-1, 'port is -1, expected'],
     [1.5, 'port is 1.5, expected'], ['x', 'it is "x", expected a port, tcp://host:port or ipc:///path'],
     [null, 'it is null, expected'], [[5467], 'it is an object'], [{}, 'it is an object'], [true, 'it is true'],
-    ['', 'it is ""'], [{ toString: 5 }, 'it is an object'], ['ipc://x', 'expected'], ['tcp://h:70000', 'port is 70000'],
+    ['', 'it is ""'], ['zmtp+5555', 'it is "zmtp+5555"'], ['zmtp+tcp://h', 'it is "tcp://h", expected a port'], [{ toString: 5 }, 'it is an object'], ['ipc://x', 'expected'], ['tcp://h:70000', 'port is 70000'],
   ])('not %j', (value, expected) => {
     inFolder(JSON.stringify({ LIFE_GEN: value, B: 1 }));
     const got = failure(() => resolveAddress('LIFE_GEN'));
@@ -203,6 +209,10 @@ describe('what a key may hold', () => {
         `"${other}" has tcp://127.0.0.1:5467 too, expected an address for each. Change one`);
     }
     expect(resolveAddress('C').port, 'port 0 may stand twice').toBe(0);
+  });
+  it('nor the same place in another dialect', () => {
+    inFolder('{"A": 5467, "B": "zmtp+tcp://127.0.0.1:5467"}');
+    expect(failure(() => resolveAddress('B'))).toContain('"A" has tcp://127.0.0.1:5467 too, expected an address for each');
   });
   it('a port that outgoing connections are given too is warned of, once a look-up in a file', () => {
     inFolder('{"E": 40000, "F": 32767, "G": 61000}');
@@ -282,6 +292,13 @@ describe('what a client and a server tell of a bad address', () => {
   it.each(['bogus://host:1', 'smtp://a', 'x.y://b'])('%s has no transport', async (key) => {
     const scheme = key.split(':')[0] as string;
     const expected = new RegExp(`^BAD_ADDRESS: Cannot use ${scheme}://: expected .*transports/${scheme}\\.ts.* Copy it`);
+    expect(await rejected(new MicroClient(key).sendMessage('hi'))).toMatch(expected);
+    expect(await rejected(new MicroServer((text) => text, key).startListening())).toMatch(expected);
+  });
+
+  it.each(['bogus+tcp://127.0.0.1:0', 'lines+tcp://127.0.0.1:0', 'x+ipc:///a'])('%s has no dialect', async (key) => {
+    const name = key.split('+')[0] as string;
+    const expected = new RegExp(`^BAD_ADDRESS: Cannot use ${name}\\+: expected lib/dialects/${name}\\.ts\\. Copy it`);
     expect(await rejected(new MicroClient(key).sendMessage('hi'))).toMatch(expected);
     expect(await rejected(new MicroServer((text) => text, key).startListening())).toMatch(expected);
   });

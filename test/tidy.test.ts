@@ -118,6 +118,19 @@ describe('imports', () => {
     }
   });
 
+  it('the core asks no dialect for its name: each says of itself what sets it apart', () => {
+    const names = sources.filter((file) => file.startsWith('lib/dialects/'))
+      .map((file) => /\bname: '(\w+)'/.exec(text(file))?.[1]).concat('lines', 'frames');
+    expect(names).toContain('zmtp');
+    const asked = new RegExp(`(?:[!=]==? *|\\bcase +)['"\`](?:${names.join('|')})['"\`]`);
+    for (const file of ['lib/micro_client.ts', 'lib/micro_server.ts']) expect(text(file)).not.toMatch(asked);
+    for (const bad of ["if (dialect.name === 'zmtp') {", "name !== 'lines'", "case 'sized':"]) expect(bad).toMatch(asked);
+  });
+  it('each dialect is what its address loads', () => {
+    const dialects = sources.filter((file) => file.startsWith('lib/dialects/'));
+    expect(dialects.filter((file) => !/^export const dialect = \w+;/m.test(text(file)))).toEqual([]);
+  });
+
   /** This check checks: each of these must be found. */
   it.each<[string, string, RegExp | undefined]>([
     ['lib/micro_client.ts', "import { MicroServer } from './micro_server.ts';", /imports point down/],

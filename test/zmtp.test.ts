@@ -1,7 +1,8 @@
 /** ZMTP as a service and a client see it, beyond what its vectors hold. */
 import { afterEach, describe, expect, it } from 'vitest';
+import { sizedHeader } from '../lib/dialects/sized_header.ts';
 import { zmtp, type ZmtpOptions } from '../lib/dialects/zmtp.ts';
-import { MicroClient, type CodecOptions, type Message, type Sink } from '../lib/micro_client.ts';
+import { MicroClient, type ClientOptions, type CodecOptions, type Message, type Sink } from '../lib/micro_client.ts';
 import { MicroServer, type Callback, type ServerOptions } from '../lib/micro_server.ts';
 import { pause } from './helpers/deadline.ts';
 import { RawClient } from './helpers/raw_client.ts';
@@ -201,5 +202,61 @@ describe('a client', () => {
       await pause(50); // in which the second would come
       expect(asked).toEqual(['first']);
     });
+  });
+});
+
+describe('an address', () => {
+  const dialect: Callback = (_, { client }) => client.dialect;
+  async function ask(key: string, options: ClientOptions): Promise<string> {
+    const client = new MicroClient(key, options);
+    try {
+      return await client.sendMessage('a');
+    } finally {
+      await client.close();
+    }
+  }
+
+  it('names the dialect that a client speaks, whatever its option says', async () => {
+    const port = await serve(dialect, { dialects: [zmtp(), sizedHeader()] });
+    const ports = { Z: `zmtp+tcp://127.0.0.1:${port}` };
+    expect(await ask('Z', { ports })).toBe('zmtp');
+    expect(await ask('Z', { ports, dialect: sizedHeader() })).toBe('zmtp');
+    expect(await ask(`sized_header+tcp://127.0.0.1:${port}`, {})).toBe('sized');
+    expect(await ask('Z', { ports: { Z: port } })).toBe('frames');
+  });
+  it('has it on at the server, beside those that are on anyway', async () => {
+    const server = new MicroServer(dialect, 'Z', { ports: { Z: 'zmtp+tcp://127.0.0.1:0' }, dialects: [sizedHeader()] });
+    servers.add(server);
+    const { url } = await server.startListening();
+    expect(url).toMatch(/^tcp:/);
+    expect(await ask(`zmtp+${url}`, {})).toBe('zmtp');
+    expect(await ask(url, { dialect: sizedHeader() })).toBe('sized');
+    expect(await ask(url, {})).toBe('frames');
+  });
+  it('gives way to the server\'s own of that name', async () => {
+    const server = new MicroServer(dialect, 'zmtp+tcp://127.0.0.1:0', { dialects: [zmtp({ oneWay: true })], log() {} });
+    servers.add(server);
+    const { url } = await server.startListening();
+    await expect(ask(`zmtp+${url}`, { timeoutMs: 100 })).rejects.toMatchObject({ code: 'TIMEOUT' });
+  });
+  it('is read again at each start: what it names no more is off', async () => {
+    const ports = { Z: 'zmtp+tcp://127.0.0.1:0' };
+    const server = new MicroServer(dialect, 'Z', { ports, log() {} });
+    servers.add(server);
+    await server.startListening();
+    await server.stop();
+    ports.Z = 'tcp://127.0.0.1:0';
+    const { url } = await server.startListening();
+    await expect(ask(`zmtp+${url}`, {})).rejects.toMatchObject({ code: 'PROTOCOL_ERROR' });
+  });
+  it('of raw is for servers: no client can tell where a reply ends', async () => {
+    const server = new MicroServer(dialect, 'raw+tcp://127.0.0.1:0');
+    servers.add(server);
+    const { url, port } = await server.startListening();
+    expect(await RawClient.with(port as number, async (client) => {
+      await client.write('no line end');
+      return String(await client.readBytes(3));
+    })).toBe('raw');
+    await expect(ask(`raw+${url}`, {})).rejects.toMatchObject({ code: 'PROTOCOL_ERROR', outcome: 'not sent' });
   });
 });

@@ -43,6 +43,7 @@ export function raw({ words = [], wordSilenceMs = 25, silenceMs = 200 }: RawOpti
     open: (options) => new RawCodec(options, times),
   };
 }
+export const dialect = raw; // what `raw+tcp://host:port` loads
 
 /** A whole sized header. */
 const SIZED = /^(?=.{64}$)\d{1,20} +$/;

@@ -29,6 +29,7 @@ export function sizedHeader(): Dialect {
     open: (options) => new SizedCodec(options),
   };
 }
+export const dialect = sizedHeader; // what `sized_header+tcp://host:port` loads
 
 class SizedCodec implements Codec {
   readonly #maxBytes: number;

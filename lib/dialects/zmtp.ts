@@ -21,6 +21,7 @@ export function zmtp({ oneWay = false }: ZmtpOptions = {}): Dialect {
     open: (options) => new ZmtpCodec(options, oneWay),
   };
 }
+export const dialect = zmtp; // what `zmtp+tcp://host:port` loads
 
 const [MORE, LONG, COMMAND] = [1, 2, 4]; // a frame's flags
 const MAX_FRAMES = 1_024; // of a message: empty parts never reach a limit of bytes
