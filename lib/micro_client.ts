@@ -108,8 +108,7 @@ export class MicroClient {
     if (link?.state === 'open' && !link.duplex.writableNeedDrain) return this.#send(call, link);
     this.#queue.push(call); this.#connect();
   }
-  /** Why a message can't even be queued, if so. */
-  #refusal(text: unknown, signal: AbortSignal | undefined): MicroError | undefined {
+  #refusal(text: unknown, signal: AbortSignal | undefined): MicroError | undefined { // why it can't even be queued
     const { maxMessageBytes, maxQueued } = this.#options; let code: ErrorCode = 'BAD_MESSAGE', why = '';
     if (this.#closing !== undefined) [code, why] = ['CLOSED', 'the client was closed. Make a new one'];
     else if (signal?.aborted === true) [code, why] = ['ABORTED', 'the caller aborted it'];
@@ -132,8 +131,7 @@ export class MicroClient {
     const { url = this.#key } = this.#address ?? {};
     return url === this.#key ? quoted(url) : `${quoted(this.#key)} (${url})`;
   }
-  // Connecting: one dial for all that wait.
-  #connect(): void {
+  #connect(): void { // one dial for all that wait
     if (this.#link !== undefined || this.#isDialling || this.#closing !== undefined) return;
     this.#isDialling = true; const failed = (error: Error) => this.#fail(this.#queue.splice(0), error, true);
     this.#dial().finally(() => { this.#isDialling = false; }).catch(failed);
@@ -203,8 +201,7 @@ export class MicroClient {
     if (flow.joined.length <= this.#options.maxMessageBytes) return;
     this.#giveUp(call, 'MESSAGE_TOO_LARGE', 'its parts exceed maxMessageBytes. Use streamMessage');
   }
-  /** A part was taken: gives credit back, some at a time. */
-  #took(call: Call, isAll: boolean): void {
+  #took(call: Call, isAll: boolean): void { // a part: gives credit back, some at a time
     const { flow, isSettled, link, tag } = call; if (isSettled || !flow?.hasBegun) return;
     call.deadline = now() + call.limitMs; flow.untaken--;
     if (++flow.taken < 32 && !isAll) return;
@@ -263,8 +260,7 @@ export class MicroClient {
     if (this.#link === link) this.#link = undefined;
     if (link.live === 0) this.#rest(link);
   }
-  /** Nothing waits on it. */
-  #rest(link: Link): void {
+  #rest(link: Link): void { // nothing waits on it
     if (link.state === 'dialling') return;
     link.isRef = false; link.duplex.unref?.();
     if (link.state === 'closed' || this.#link === link) return;
@@ -292,8 +288,7 @@ export class MicroClient {
       else this.#giveUp(call, 'CONNECTION_LOST', lost, cause);
     }
   }
-  /** Ends what is overdue and tells when to look again. */
-  #walk(at: number): number {
+  #walk(at: number): number { // ends what is overdue and tells when to look again
     let next = Infinity;
     for (const call of this.#calls) {
       if (call === undefined || call.isSettled) continue;
@@ -700,7 +695,8 @@ export function positive<K extends string>(options: { readonly [N in K]?: number
 }
 /** A token that is named but empty or missing must not mean that none is wanted. */
 export function checkSetUp(key: unknown, options: { token?: string }): void {
-  if (!/^(?:string|number)$/.test(typeof key)) throw refused('key', key, 'a name in ports.json, a port or an address');
+  const isKey = typeof key === 'string' || typeof key === 'number';
+  if (!isKey) throw refused('key', key, 'a name in ports.json, a port or an address');
   const isToken = !('token' in options) || (typeof options.token === 'string' && options.token !== '');
   if (!isToken) throw refused('token', options.token, 'a secret. Leave it out if none is wanted');
 }
@@ -752,24 +748,23 @@ export function readPorts(ports?: Ports, key?: string): { file: string; table: T
 }
 /** Reads a port number, its digits or a URL, or tells what is wrong; schemes but tcp and ipc are their transports'. */
 function parseAddress(value: unknown): Address | string {
+  if (typeof value === 'number' && value >>> 0 === value && value <= 65_535) // no pattern need be compiled: 0.3 ms
+    return { url: `tcp://127.0.0.1:${value}`, scheme: 'tcp', host: '127.0.0.1', port: value };
   const given = typeof value === 'string' || typeof value === 'number' ? String(value) : '';
-  const [, dialect, plain] = /^([a-z]\w*)\+([a-z][\w.-]*:\/\/.*)$/is.exec(given) ?? [];
-  const found = dialect === undefined ? undefined : parseAddress(plain);
-  if (found !== undefined) return typeof found === 'string' ? found : { ...found, dialect: dialect!.toLowerCase() };
   const url = NUMBER.test(given) ? `tcp://127.0.0.1:${given}` : given;
-  const form = /^([A-Za-z][\w.-]*):\/\/(([^@/?#]*@)?(\[[^\]]*\]|[^:/?#]*)(?::([^/?#]*))?(.*))$/s;
-  const [, name = '', rest = '', user, host = '', digits = '', path = ''] = form.exec(url) ?? [];
-  const [scheme, bytes] = [name.toLowerCase(), Buffer.byteLength(rest)];
-  const port = NUMBER.test(digits) ? Number(digits) : NaN;
-  const bare = host.replace(/^\[(.*)\]$/, '$1'); // as node:net takes IPv6
+  const form = /^(?:([A-Za-z]\w*)\+)?([A-Za-z][\w.-]*):\/\/(([^@/?#]*@)?(\[[^\]]*\]|[^:/?#]*)(?::([^/?#]*))?(.*))$/s;
+  const [, named, name = '', rest = '', user, host = '', digits = '', path = ''] = form.exec(url) ?? [];
+  const scheme = name.toLowerCase(), bytes = Buffer.byteLength(rest);
+  const base = { url: `${scheme}://${rest}`, scheme, ...(named && { dialect: named.toLowerCase() }) };
+  const port = NUMBER.test(digits) ? Number(digits) : NaN, bare = host.replace(/^\[(.*)\]$/, '$1'); // as net has it
   const isHost = bare === host ? /^[^\s!-,/:-@[-^`{-~]+$/.test(host) : isIPv6(bare);
   if (/[\0-\x1f\x7f-\x9f]/.test(url)) return 'it has a control character, expected none';
   if (scheme === 'ipc' && bytes > 107) return `path has ${bytes} bytes, expected at most 107`; // 108 with its NUL
-  if (scheme === 'ipc' && rest.startsWith('/')) return { url, scheme, path: rest };
+  if (scheme === 'ipc' && rest.startsWith('/')) return { ...base, path: rest };
   if (port < 0 || port > 65_535 || port % 1 > 0) return `port is ${digits}, expected a whole number from 0 to 65535`;
-  if (!/^(?:|tcp|ipc)$/.test(scheme)) return { url, scheme, host: bare, path, ...(port >= 0 && { port }) };
+  if (!/^(?:|tcp|ipc)$/.test(scheme)) return { ...base, host: bare, path, ...(port >= 0 && { port }) };
   const isTcp = scheme === 'tcp' && isHost && port >= 0 && user === undefined && path.length <= 1;
-  return isTcp ? { url: `tcp://${host.toLowerCase()}:${port}`, scheme, host: bare, port }
+  return isTcp ? { ...base, url: `tcp://${host.toLowerCase()}:${port}`, host: bare, port }
     : `it is ${quoted(value)}, expected a port, tcp://host:port or ipc:///path`;
 }
 /** Names the key that differs in one place only, and there in a third of its letters at most. */

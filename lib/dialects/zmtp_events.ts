@@ -7,6 +7,8 @@ import { isUtf8 } from 'node:buffer';
 import type { Body, Codec, Dialect, Kind, Message, MicroError, Sink, Tag } from '../micro_client.ts';
 import { zmtp } from './zmtp.ts';
 
+export const dialect = zmtpEvents; // what `zmtp_events+tcp://host:port` loads
+
 /**
  * Of a client: `new EventClient('KEY', { dialect: zmtpEvents() })`. Of a router's front: its workers
  * get one text each, whatever they speak. A service with `Events` needs no more than `zmtp()`.

@@ -74,7 +74,7 @@ describe('a client asks the service that it was written for', () => {
 
 it('one port: all dialects, one callback, all clients at a time, a lines client answered within 250 ms', async (ctx) => {
   const here = OUTSIDERS.filter(({ missing }) => missing === undefined);
-  const service = { file: 'echo', create: 'createEcho', options: {} };
+  const service = { file: 'echo.ts', create: 'createEcho', options: {} };
   await watched({ callback: 'echo', service, dialects: FURTHER_NAMES }, async ({ port }) => {
     const ours = [frames(), sizedHeader(), zmtp()].map(async (dialect) => {
       const client = new MicroClient(port, { dialect, timeoutMs: 20_000 });
