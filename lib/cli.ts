@@ -8,10 +8,11 @@ import { basename, extname } from 'node:path';
 import type { Readable } from 'node:stream';
 import { parseArgs } from 'node:util';
 import {
-  MicroClient, MicroError, MicroRouter, MicroServer, MicroWorker, stopOnSignals, threaded,
+  HeartbeatPort, MicroClient, MicroError, MicroRouter, MicroServer, MicroWorker, stopOnSignals, threaded,
 } from './index.ts';
 import type { Callback, Dialect, ErrorCode, Service } from './index.ts';
 import { loadService } from './load_service.ts';
+import { zmtpEvents } from './dialects/zmtp_events.ts';
 import { parseDuration, parseSize } from './units.ts';
 import type { BackupOptions } from '../services/backup.ts';
 
@@ -113,6 +114,9 @@ const DIALECTS: Readonly<Record<string, () => Promise<Dialect>>> = {
   zmtp: async () => (await import('./dialects/zmtp.ts')).zmtp(),
 };
 
+const FURTHER: Option = {
+  value: 'all', help: `further ones on the same port: all, or ${Object.keys(DIALECTS).join(',')}`,
+};
 const EVERYWHERE: Options = {
   json: { help: 'print JSON, one value a line' },
   help: { help: 'tell what there is to say' },
@@ -154,9 +158,7 @@ const COMMANDS: Readonly<Record<string, Command>> = {
     options: {
       key: { value: 'KEY', help: 'its name in ports.json' },
       port: { value: 'PORT', help: 'where to listen in place of ports.json; 0 is any free port' },
-      dialects: {
-        value: 'all', help: `further ones on the same port: all, or ${Object.keys(DIALECTS).join(',')}`,
-      },
+      dialects: FURTHER,
       ...SERVER,
       ...THREADS,
       ...Object.assign({}, ...Object.values(BUILT_INS).map((builtIn) => builtIn.options)),
@@ -187,6 +189,8 @@ const COMMANDS: Readonly<Record<string, Command>> = {
       front: { value: 'FRONT', help: 'where clients call: a key, a port or an address' },
       back: { value: 'BACK', help: 'where workers dial in: likewise' },
       strategy: { value: 'NAME', help: 'round_robin (default), least_busy or by_key' },
+      heartbeat: { value: 'PORT', help: 'where heartbeats of a ZeroMQ framework are heard' },
+      dialects: FURTHER,
       ...SERVER,
     },
     drains: true,
@@ -234,18 +238,30 @@ async function serve([what = '']: readonly string[], given: Given): Promise<void
 }
 
 async function router(_: readonly string[], given: Given): Promise<void> {
-  const { front, back, strategy } = given;
+  const { front, back, strategy, heartbeat } = given;
   if (front === undefined || back === undefined) {
     throw new Error('Cannot route without --front and --back: expected the addresses of both');
   }
+  const dialects = await namedDialects(given.dialects);
   const server = new MicroRouter({
     ...optionsOf(SERVER, given), front: String(front), back: String(back),
+    // Two parts, an event and its JSON, cross to workers as one text: they may speak anything.
+    dialects: dialects.map((one) => (one.name === 'zmtp' ? zmtpEvents() : one)),
     ...(strategy !== undefined && { strategy: String(strategy) }),
   });
+  const heartbeats = heartbeat === undefined ? undefined : new HeartbeatPort(String(heartbeat));
   const bound = await server.startListening();
-  stopOnSignals(server);
-  print(`routing ${bound.front.url} to workers at ${bound.back.url}`,
-    { listening: bound.front.url, workers: bound.back.url });
+  let heard: string | undefined;
+  try {
+    heard = (await heartbeats?.startListening())?.url;
+  } catch (error) {
+    await server.stop();
+    throw error;
+  }
+  stopOnSignals({ stop: async () => { await Promise.all([server.stop(), heartbeats?.stop()]); } });
+  print(`routing ${bound.front.url} to workers at ${bound.back.url}` +
+    `${heard === undefined ? '' : `, heartbeats at ${heard}`}`,
+    { listening: bound.front.url, workers: bound.back.url, heartbeat: heard });
 }
 
 async function worker([what = '']: readonly string[], given: Given): Promise<void> {
@@ -317,15 +333,19 @@ async function serviceOf(what: string, given: Given):
 /** The service's own, set up as it wants them, and what the command line names besides. */
 async function dialectsOf(service: Service | Callback, given: Given[string]): Promise<Dialect[]> {
   const own = typeof service === 'function' ? [] : service.dialects ?? [];
+  const further = await namedDialects(given);
+  return [...own, ...further.filter(({ name }) => own.every((one) => one.name !== name))];
+}
+
+function namedDialects(given: Given[string]): Promise<Dialect[]> {
   const names = given === undefined ? []
     : given === 'all' ? Object.keys(DIALECTS) : String(given).split(',');
-  const further = await Promise.all([...new Set(names)].map((name) => {
+  return Promise.all([...new Set(names)].map((name) => {
     const load = Object.hasOwn(DIALECTS, name) ? DIALECTS[name] : undefined;
     if (load !== undefined) return load();
     throw new Error(`Cannot use the dialect "${name}": ` +
       `expected all, or a list of ${Object.keys(DIALECTS).join(',')}`);
   }));
-  return [...own, ...further.filter(({ name }) => own.every((one) => one.name !== name))];
 }
 
 /** The lines of a stream as they come, without their `\n` or `\r\n`. */

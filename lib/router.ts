@@ -9,6 +9,7 @@ import { MicroServer } from './micro_server.ts';
 import type { Context, Request, ServerOptions, Stats } from './micro_server.ts';
 import { Pool, type PoolOptions, type Strategy, type WorkerStats } from './pool.ts';
 import { workerFrames } from './worker_link.ts';
+import { zmtpWorkers } from './zmtp_workers.ts';
 
 export interface RouterOptions extends Omit<ServerOptions, 'maxInFlight'>, PoolOptions {
   front: string | number; back: string | number; // keys, ports or addresses; `host` is the front's
@@ -34,7 +35,10 @@ export class MicroRouter {
     const forward = (...[, context]: [string, Context]) => pool.forward(context as Request);
     const join = (_text: string, context: Context) => pool.join(context as Request);
     this.#front = new MicroServer(forward, front, { ...shared, ...(host !== undefined && { host }) });
-    this.#back = new MicroServer(join, back, { ...shared, dedupe: 0, dialects: [workerFrames(pool)] });
+    // A ZeroMQ framework's workers can't say a token: where one is wanted, they are not let in.
+    const foreign = options.token === undefined ? [zmtpWorkers(pool)] : [];
+    const dialects = [workerFrames(pool), ...foreign];
+    this.#back = new MicroServer(join, back, { ...shared, dedupe: 0, dialects });
     this.#pool = pool;
     this.#strategy = strategy;
   }

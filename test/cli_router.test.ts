@@ -3,6 +3,7 @@ import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from 'vitest';
+import { zmtp } from '../lib/dialects/zmtp.ts';
 import { MicroClient } from '../lib/index.ts';
 import { within } from './helpers/deadline.ts';
 
@@ -47,6 +48,16 @@ describe('portcall', () => {
     await client.close();
     expect(await router.stop()).toBe(0);
   });
+  it('hears heartbeats of a ZeroMQ framework, and takes its dialect', async () => {
+    const router = await start('router', '--front', '0', '--back', '0', '--heartbeat', '0', '--dialects', 'zmtp', '--json');
+    const { listening, heartbeat } = JSON.parse(router.line) as { listening: string; heartbeat: string };
+    expect(heartbeat).toMatch(/^tcp:\/\/127\.0\.0\.1:\d+$/);
+    const worker = await start('worker', 'echo', '--back', (JSON.parse(router.line) as { workers: string }).workers);
+    expect(await new MicroClient(listening, { dialect: zmtp() }).sendMessage('hello')).toBe('hello');
+    expect(await worker.stop()).toBe(0);
+    expect(await router.stop()).toBe(0);
+  });
+
   it.each([
     [['router', '--front', '0'], 'Cannot route without --front and --back'],
     [['router', '--front', '0', '--back', '0', '--strategy', '../x'], 'Cannot route by'],

@@ -9,12 +9,10 @@ import { zmtpEvents } from '../../lib/dialects/zmtp_events.ts';
 import { EventClient, Events } from '../../lib/events.ts';
 import { HeartbeatPort, type Node } from '../../lib/heartbeat_port.ts';
 import { MicroClient, type MicroError } from '../../lib/micro_client.ts';
-import { MicroServer, type Request } from '../../lib/micro_server.ts';
-import { Pool } from '../../lib/pool.ts';
-import { strategy as roundRobin } from '../../lib/routing/round_robin.ts';
+import { MicroServer } from '../../lib/micro_server.ts';
+import type { WorkerStats } from '../../lib/pool.ts';
+import { MicroRouter } from '../../lib/router.ts';
 import { MicroWorker } from '../../lib/worker.ts';
-import { workerFrames } from '../../lib/worker_link.ts';
-import { zmtpWorkers } from '../../lib/zmtp_workers.ts';
 import { pause, until, within } from '../helpers/deadline.ts';
 import { NO_PYZMQ, Program } from '../helpers/pyzmq.ts';
 
@@ -89,17 +87,12 @@ describe.each([
   });
 });
 
-/** A router as MicroRouter is one, whose back takes the framework's workers as well. */
-async function startRouter(): Promise<{ front: number; back: number; pool: Pool }> {
-  const options = { heartbeat: { intervalMs: 200, timeoutMs: 600, maxMissed: 1 } };
-  const pool = new Pool(roundRobin(), () => {}, options);
-  const front = new MicroServer((_text, context) => pool.forward(context as Request), 0, { dialects: [zmtpEvents()] });
-  const back = new MicroServer((_text, context) => pool.join(context as Request), 0,
-    { dialects: [workerFrames(pool), zmtpWorkers(pool)] });
-  open.push(async () => { await front.stop({ graceMs: 0 }); await back.stop({ graceMs: 0 }); pool.stop(); });
-  const ports = [(await front.startListening()).port as number, (await back.startListening()).port as number] as const;
-  pool.start();
-  return { front: ports[0], back: ports[1], pool };
+async function startRouter(): Promise<{ front: number; back: number; workers(): WorkerStats[] }> {
+  const router = new MicroRouter({ front: 0, back: 0, log: () => {}, dialects: [zmtpEvents()],
+    heartbeat: { intervalMs: 200, timeoutMs: 600, maxMissed: 1 } });
+  open.push(() => router.stop({ graceMs: 0 }));
+  const { front, back } = await router.startListening();
+  return { front: front.port as number, back: back.port as number, workers: () => router.stats().workers };
 }
 
 describe('through our router', () => {
@@ -117,9 +110,9 @@ describe('through our router', () => {
     expect((await send('foo', 1))[1]).toMatch(/^ERR BAD_MESSAGE Cannot handle event "foo"/);
   });
   it('its workers answer its clients and ours, of whatever dialect, and stay while they idle', async () => {
-    const { front, back, pool } = await startRouter();
+    const { front, back, workers } = await startRouter();
     await Promise.all([1, 2].map(() => start('worker', String(back))));
-    await until(() => pool.workers.filter(({ state }) => state === 'joined').length === 2, WAIT_MS, 'two workers');
+    await until(() => workers().filter(({ state }) => state === 'joined').length === 2, WAIT_MS, 'two workers');
     const send = await clientOf(front);
     const [ours, lines] = [new EventClient(front), new MicroClient(front)];
     open.push(() => ours.close(), () => lines.close());
@@ -131,17 +124,17 @@ describe('through our router', () => {
     const all = Array.from({ length: 300 }, (_, at) => at);
     expect(await Promise.all(all.map((at) => ours.sendEvent('count', at)))).toEqual(all.map((data) => ({ event: 'count', data })));
     await pause(1_200); // a silent one is out by then
-    expect(pool.workers.map(({ state }) => state)).toEqual(['joined', 'joined']);
-    expect(pool.workers.every(({ sent }) => sent > 100)).toBe(true);
+    expect(workers().map(({ state }) => state)).toEqual(['joined', 'joined']);
+    expect(workers().every(({ sent }) => sent > 100)).toBe(true);
   });
   it('its worker is killed: its call is lost, the other goes on', async () => {
-    const { front, back, pool } = await startRouter();
+    const { front, back, workers } = await startRouter();
     const { program } = await start<object>('worker', String(back));
-    await until(() => pool.workers.length === 1, WAIT_MS, 'a worker');
+    await until(() => workers().length === 1, WAIT_MS, 'a worker');
     const ours = new EventClient(front);
     open.push(() => ours.close());
     const call = ours.sendEvent('sleep', 5).then(() => undefined, (error: MicroError) => error);
-    await until(() => pool.workers[0]?.inFlight === 1, WAIT_MS, 'that it has the call');
+    await until(() => workers()[0]?.inFlight === 1, WAIT_MS, 'that it has the call');
     await program.end();
     expect(await call).toMatchObject({ code: 'CONNECTION_LOST', outcome: 'maybe done' });
     await start('worker', String(back));
@@ -169,4 +162,14 @@ describe('its heartbeats', () => {
     await start('heartbeats', port, 'node-1', '100');
     await within(WAIT_MS, restarted, 'its return');
   });
+});
+
+it('a router wants a token: the framework, which has none, is not let in', async () => {
+  const router = new MicroRouter({ front: 0, back: 0, log: () => {}, token: 'secret' });
+  open.push(() => router.stop({ graceMs: 0 }));
+  const { back } = await router.startListening();
+  const { program } = await start('worker', String(back.port));
+  await pause(300); // it would have joined by then: others do within 50 ms
+  expect(router.stats().workers).toEqual([]);
+  await program.end();
 });
