@@ -1,7 +1,8 @@
 /** Group F: backup servers that are killed, and disks that refuse. */
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { describe, expect } from 'vitest';
 import { callsDuring, killAt, type Step } from '../helpers/attached.ts';
 import { Trial, hashOf } from '../helpers/backups.ts';
@@ -16,6 +17,7 @@ import { noStrace } from '../helpers/strace.ts';
 const MIB = 1024 * 1024;
 const CALLS = ['openat', 'statx', 'pread64', 'pwrite64', 'ftruncate', 'fchmod', 'fsync', 'rename', 'unlink',
   'close', 'getdents64'];
+const AS_NOBODY = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'];
 const ONE_THREAD = { env: { UV_THREADPOOL_SIZE: '1' } }; // that makes all calls on files, so that they can be counted
 
 /** What a source held in turn: the n-th content, 2 blocks and a bit. */
@@ -155,9 +157,9 @@ describe('what the system refuses', () => {
       }
     }));
 
-  fault.unless(isRoot && noSetpriv() ? 'no setpriv on this machine' : undefined, 'F12',
+  fault.unless(isRoot ? nobodyRefusal() : undefined, 'F12',
     'source or folder EACCES (not root)', () => {
-      const wrapper = isRoot ? ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'] : [];
+      const wrapper = isRoot ? AS_NOBODY : [];
       return Trial.alone({ child: { wrapper, env: { HOME: '/nonexistent' } } }, async (trial) => {
         const nobody = isRoot ? 65_534 : process.getuid?.() as number;
         mkdirSync(trial.folder);
@@ -188,8 +190,12 @@ describe('what the system refuses', () => {
     });
 });
 
-function noSetpriv(): boolean {
-  return !['/usr/bin/setpriv', '/bin/setpriv'].some((path) => existsSync(path));
+/** Why a server can't run as nobody, if so. */
+function nobodyRefusal(): string | undefined {
+  const [command = '', ...words] = AS_NOBODY;
+  const { error, status } = spawnSync(command, [...words, 'test', '-r', fileURLToPath(import.meta.url)]);
+  if (error !== undefined) return 'no setpriv on this machine';
+  return status === 0 ? undefined : 'others may not read these files, nobody among them';
 }
 
 function mountRefusal(): string | undefined {

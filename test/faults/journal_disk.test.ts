@@ -105,7 +105,7 @@ fault.unless(noStrace, 'E06', 'a sync that gives EIO: nothing acknowledged befor
     await child.kill();
     await check(folder, texts, outcomes);
   }, inject);
-  const calls = [...readFileSync(output, 'latin1').matchAll(/^\d+ (\w+)\(.*? = (-?\d+)/gm)].map(([, call, result]) =>
+  const calls = [...readFileSync(output, 'latin1').matchAll(/^\d+ +(\w+)\(.*? = (-?\d+)/gm)].map(([, call, result]) =>
     `${call}${call === 'fdatasync' ? ` ${result}` : ''}`)
       .filter((call) => /^(?:open|ftruncate|fdatasync|write)/.test(call));
   const failed = calls.indexOf('fdatasync -1');
@@ -128,7 +128,7 @@ fault.unless(noStrace, 'E06', 'a sync in the background that gives EIO: what it 
     await child.kill();
     await check(folder, [...texts, 'later'], [...first, ...later]);
   }, inject);
-  const calls = [...readFileSync(output, 'latin1').matchAll(/^\d+ (fdatasync|p?write(?:64)?)\(.*? = (-?\d+)/gm)];
+  const calls = [...readFileSync(output, 'latin1').matchAll(/^\d+ +(fdatasync|p?write(?:64)?)\(.*? = (-?\d+)/gm)];
   const [failed, again, synced] = calls.slice(calls.findIndex(([, call, result]) => call === 'fdatasync' && result === '-1'));
   expect([failed?.[1], again?.[1], synced?.[1]]).toEqual(['fdatasync', 'pwrite64', 'fdatasync']);
   expect(again?.[2]).toBe(calls[0]?.[2]); // the same bytes as those that were written first
@@ -224,7 +224,7 @@ fault.unless(noStrace, 'E09', 'kill -9 at each system call on the files of two r
   };
   const whole = await run();
   expect(whole.exit.code).toBe(0);
-  const calls = [...readFileSync(whole.output, 'latin1').matchAll(/^\d+ (\w+)\(/gm)].map(([, call = '']) => call)
+  const calls = [...readFileSync(whole.output, 'latin1').matchAll(/^\d+ +(\w+)\(/gm)].map(([, call = '']) => call)
     .filter((call) => /^(?:openat|write|fdatasync|fsync|close)$/.test(call));
   const steps = calls.map((call, at) => `${call}:signal=KILL:when=${calls.slice(0, at + 1)
     .filter((one) => one === call).length}`);
