@@ -204,7 +204,7 @@ describe('up --demo', () => {
     return { left, env: { TMPDIR: temporary, PORTCALL_PORTS: fileOf(`${name}.json`, JSON.stringify(ports)) } };
   }
 
-  it('shows both sides of each exchange, leaves no file and ends with 0 under --once', async () => {
+  it.concurrent('shows both sides of each exchange, leaves no file and ends with 0 under --once', async () => {
     const { left, env } = await setUp('once');
     const { code, stdout, stderr } = await new Running(['up', '--demo', '--once'], env).ended;
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
@@ -215,7 +215,7 @@ describe('up --demo', () => {
     expect(left()).toEqual([]);
   });
 
-  it('tells how to ask from elsewhere, in words that work, and serves until SIGINT', async () => {
+  it.concurrent('tells how to ask from elsewhere, in words that work, and serves until SIGINT', async () => {
     const { left, env } = await setUp('hints');
     const demo = new Running(['up', '--demo'], env);
     const [hints] = await demo.said(/^LIFE_GEN, CALENDAR, TIMER, BACKUP serve until[^]*BACKUP:\n.*\n/m);
@@ -239,7 +239,7 @@ describe('up --demo', () => {
     expect(left(), 'at its end').toEqual([]);
   });
 
-  it.each([[[], 0, /^$/], [['--once'], 3, /^Cannot [^\n]+ \(ABORTED\)\n$/]])(
+  it.concurrent.each([[[], 0, /^$/], [['--once'], 3, /^Cannot [^\n]+ \(ABORTED\)\n$/]])(
     'drains all and leaves no file at SIGTERM amid an exchange: %j', async (more, code, says) => {
       const { left, env } = await setUp(`amid${more.join()}`);
       const demo = new Running(['up', '--demo', ...more], env);
@@ -249,7 +249,7 @@ describe('up --demo', () => {
       expect(left()).toEqual([]);
     });
 
-  it('ends quietly when nobody reads on', async () => {
+  it.concurrent('ends quietly when nobody reads on', async () => {
     const demo = new Running(['up', '--demo', '--once']);
     demo.child.stdout.destroy();
     expect(await demo.ended).toMatchObject({ stderr: '' });

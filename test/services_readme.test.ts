@@ -121,7 +121,7 @@ describe.each(KEYS)('%s', (key) => {
   const expected = blocks.find(({ language }) => language === 'text')?.code ?? '';
   const examples = blocks.filter((block) => ['ts', 'python', 'sh'].includes(block.language) && block !== start);
 
-  it('starts as it says, and answers there', async () => {
+  it.concurrent('starts as it says, and answers there', async () => {
     const { examples: [message = ''] } = await factsOf(key);
     const folder = newFolder();
     writeFileSync(join(folder, 'notes.txt'), 'first\n');
@@ -148,7 +148,7 @@ describe.each(KEYS)('%s', (key) => {
     expect(sectionOf(key)).toContain(String(SERVICES[key]?.port));
   });
 
-  it.for(examples.map(({ language, code }) => [language, code.split('\n')[0], code] as const))(
+  it.concurrent.for(examples.map(({ language, code }) => [language, code.split('\n')[0], code] as const))(
     'shows an example that prints what it says: %s, %s', async ([language, , code], { skip }) => {
       const why = missing(language, code);
       if (why !== undefined) return skip(why);
@@ -168,7 +168,7 @@ describe.each(KEYS)('%s', (key) => {
       .toHaveLength(1);
   });
 
-  it('gives the replies of its tables', async () => {
+  it.concurrent('gives the replies of its tables', async () => {
     const rows = rowsOf(key, 'send');
     expect(rows.length).toBeGreaterThan(0);
     await serving(key, async (port) => {
