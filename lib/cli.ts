@@ -298,7 +298,10 @@ async function up(_: readonly string[], given: Given): Promise<void> {
     throw new Error(`Cannot run "up" alone: it shows the kit's services. Try ${SELF} up --demo`);
   }
   const { runDemos, tellStep } = await import('./demo.ts');
-  const show = (step: Parameters<typeof tellStep>[0]) => print(tellStep(step), step);
+  const show = (step: Parameters<typeof tellStep>[0]) => {
+    const text = tellStep(step);
+    if (asJson || text !== undefined) print(text ?? '', step);
+  };
   if (await runDemos({ once: given.once === true, show, self: SELF })) return;
   complain(new Error('Cannot pass the demo: a service gave another reply than expected'));
   process.exitCode = 1;

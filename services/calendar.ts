@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { writeFileAtomically } from '../lib/atomic_file.ts';
+import { zmtp } from '../lib/dialects/zmtp.ts';
 import type { Context, Service } from '../lib/index.ts';
 import { Journal, type JournalOptions, type JournalRecord } from '../lib/journal.ts';
 import { exceeds, logToStderr, positive, quoted, textOf, type Log } from '../lib/micro_client.ts';
@@ -81,6 +82,7 @@ export async function createCalendar(options: CalendarOptions = {}): Promise<Ser
   const calendar = new Calendar(options);
   await calendar.open();
   return {
+    dialects: [zmtp()], // for the REQ sockets of pyzmq programs
     contract: CONTRACT,
     callback: (message, context) => calendar.answer(message, context),
     stop: () => calendar.stop(),

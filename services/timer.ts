@@ -1,4 +1,5 @@
 /** TIMER: counts hours, minutes and seconds down. A timer outlives the connection that set it. */
+import { zmtp } from '../lib/dialects/zmtp.ts';
 import type { Client, Context, Service, Value } from '../lib/index.ts';
 
 export interface TimerOptions {
@@ -143,6 +144,7 @@ export function createTimer(options: TimerOptions = {}): Service {
   }
 
   return {
+    dialects: [zmtp()], // for the REQ sockets of pyzmq programs
     contract: {
       summary: 'Counts hours, minutes and seconds down.',
       messages: {

@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from 'vitest';
 import { MicroClient, MicroServer } from '../lib/index.ts';
 import type { Context, Service } from '../lib/index.ts';
+import { zmtp } from '../lib/dialects/zmtp.ts';
 import { createCalendar, type CalendarOptions } from '../services/calendar.ts';
 import { within } from './helpers/deadline.ts';
 import { range } from './helpers/ended.ts';
@@ -468,5 +469,43 @@ describe('what the first calendar was known for', () => {
     await withCalendar({ folder }, async (ask) => {
       expect((await allEvents(ask)).map(({ eventName }) => eventName)).toEqual(['kept']);
     });
+  });
+});
+
+describe('over ZMTP, as its first clients speak', () => {
+  it('a REQ gets a pong, its time stamp and its events', async () => {
+    const server = new MicroServer(await createCalendar({ folder: newFolder() }), 0);
+    try {
+      const client = new MicroClient((await server.startListening()).url, { dialect: zmtp() });
+      const ask = async (request: object) => JSON.parse(await client.sendMessage(JSON.stringify(request))) as Told;
+      expect(await ask({ action: 'ping' })).toEqual({ status: 200, message: 'pong' });
+      const { timestamp } = await ask(event('add.task'));
+      expect((await ask({ action: 'events' }))['events']).toEqual(
+        [{ clientID: 'TaskTracker', eventName: 'add.task', timestamp }]);
+      expect(await client.sendMessage('Q')).toContain('quit is not allowed');
+      await client.close();
+    } finally {
+      await server.stop();
+    }
+  });
+
+  it.each([
+    ['FF FE', '\xff\xfe'], ['FF and a line', '\xff\n'], ['TLS', '\x16\x03\x01\x02\0\x01\0\n'], ['ZMTP 1.0', '\x01\0'],
+    ['HTTP', 'POST / HTTP/1.1\r\nHost: a\r\n\r\n'], ['bytes that are no UTF-8', '\x80'],
+  ])('%s before an event stores none that a web page or noise could send', async (_name, first) => {
+    const server = new MicroServer(await createCalendar({ folder: newFolder() }), 0, { log() {} });
+    try {
+      const { port = 0, url } = await server.startListening();
+      const bytes = Buffer.from(`${first}${JSON.stringify(event('x'))}`, 'latin1');
+      await RawClient.with(port, async (raw) => {
+        raw.fin(bytes);
+        await raw.readToFin();
+      });
+      const client = new MicroClient(url);
+      expect(JSON.parse(await client.sendMessage('{"action":"events"}'))).toMatchObject({ events: [] });
+      await client.close();
+    } finally {
+      await server.stop();
+    }
   });
 });

@@ -1,6 +1,6 @@
 import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -10,6 +10,7 @@ import { MicroClient, MicroError, MicroServer } from '../lib/index.ts';
 import { runDemos, type Step } from '../lib/demo.ts';
 import { parseDuration, parseSize } from '../lib/units.ts';
 import { createEcho } from '../services/echo.ts';
+import { freePort } from './helpers/free_port.ts';
 import { RawClient } from './helpers/raw_client.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
@@ -193,28 +194,62 @@ describe('send', () => {
 });
 
 describe('up --demo', () => {
-  it('shows both sides of each exchange and ends with 0 under --once', async () => {
-    const { code, stdout, stderr } = await run('up', '--demo', '--once');
+  const KEYS = ['LIFE_GEN', 'CALENDAR', 'TIMER', 'BACKUP'];
+  /** A place for the demo's folder, what of it is there, and a ports file of free ports. */
+  async function setUp(name: string) {
+    const temporary = join(folder, name);
+    mkdirSync(temporary);
+    const left = () => readdirSync(temporary).filter((one) => one.startsWith('portcall-')); // tsx has a folder too
+    const ports = Object.fromEntries(await Promise.all(KEYS.map(async (key) => [key, await freePort()])));
+    return { left, env: { TMPDIR: temporary, PORTCALL_PORTS: fileOf(`${name}.json`, JSON.stringify(ports)) } };
+  }
+
+  it.concurrent('shows both sides of each exchange, leaves no file and ends with 0 under --once', async () => {
+    const { left, env } = await setUp('once');
+    const { code, stdout, stderr } = await new Running(['up', '--demo', '--once'], env).ended;
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     expect(stdout).toMatch(/^LIFE_GEN listens on tcp:.*\nclient → music\nserver → .+\nclient → /);
+    expect([...stdout.matchAll(/^(\w+) listens/gm)].map(([, key]) => key)).toEqual(KEYS);
+    expect(stdout).toMatch(/→ \{"status":200,"message":"pong"\}\n[^]*client → stream 0 0 2\nserver → 00:00:02\n/);
+    expect(stdout).toMatch(/server → done\n[^]*server → \/.*\nright: the file there has the bytes of notes\.txt\n$/);
+    expect(left()).toEqual([]);
   });
 
-  it('tells how to ask it from elsewhere, in words that work, and serves until SIGINT', async () => {
-    const ports = fileOf('demo_ports.json', '{ "LIFE_GEN": "tcp://127.0.0.1:0" }');
-    const demo = new Running(['up', '--demo'], { PORTCALL_PORTS: ports });
-    const [, python = ''] = await demo.said(/^ {2}(python3 -c .*)\n/m);
-    const shell = spawn('sh', ['-c', python]);
-    let reply = '';
-    shell.stdout.on('data', (piece) => { reply += piece; });
-    const [code] = await once(shell, 'close', { signal: AbortSignal.timeout(DEADLINE_MS) }) as [number];
-    if (code !== 127) { // 127: no python3 on this machine
-      expect({ code, reply }).toEqual({ code: 0, reply: expect.stringMatching(/^.+\n$/) });
+  it.concurrent('tells how to ask from elsewhere, in words that work, and serves until SIGINT', async () => {
+    const { left, env } = await setUp('hints');
+    const demo = new Running(['up', '--demo'], env);
+    const [hints] = await demo.said(/^LIFE_GEN, CALENDAR, TIMER, BACKUP serve until[^]*BACKUP:\n.*\n/m);
+    const lines = hints.split('\n').filter((line) => line.startsWith('  '));
+    expect(lines.length).toBeGreaterThan(KEYS.length);
+    const replies = await Promise.all(lines.map(async (line) => {
+      const shell = spawn('sh', ['-c', line], { cwd: ROOT, env: { ...process.env, ...env } });
+      let reply = '';
+      shell.stdout.on('data', (piece) => { reply += piece; });
+      const [code] = await once(shell, 'close', { signal: AbortSignal.timeout(DEADLINE_MS) }) as [number];
+      return { line, code, reply };
+    }));
+    for (const { line, code, reply } of replies) {
+      if (code === 127) continue; // no nc or no python3 on this machine
+      expect({ line, code, reply }).toEqual({ line, code: 0, reply: expect.stringMatching(/^[^]+\n$/) });
+      expect(reply, line).not.toMatch(/Cannot|ERR/);
     }
+    expect(left(), 'while it serves').toHaveLength(1);
     demo.child.kill('SIGINT');
     expect(await demo.ended).toMatchObject({ code: 0, stderr: '' });
+    expect(left(), 'at its end').toEqual([]);
   });
 
-  it('ends quietly when nobody reads on', async () => {
+  it.concurrent.each([[[], 0, /^$/], [['--once'], 3, /^Cannot [^\n]+ \(ABORTED\)\n$/]])(
+    'drains all and leaves no file at SIGTERM amid an exchange: %j', async (more, code, says) => {
+      const { left, env } = await setUp(`amid${more.join()}`);
+      const demo = new Running(['up', '--demo', ...more], env);
+      await demo.said(/client → stream 0 0 2\nserver → 00:00:02\n/);
+      demo.child.kill('SIGTERM');
+      expect(await demo.ended).toMatchObject({ code, stderr: expect.stringMatching(says) });
+      expect(left()).toEqual([]);
+    });
+
+  it.concurrent('ends quietly when nobody reads on', async () => {
     const demo = new Running(['up', '--demo', '--once']);
     demo.child.stdout.destroy();
     expect(await demo.ended).toMatchObject({ stderr: '' });
@@ -226,11 +261,12 @@ describe('up --demo', () => {
     const demo = {
       key: 'ECHO', create: async () => createEcho(),
       exchanges: [{ message: '5', ...exchange }, { message: 'five', ...exchange }],
+      tries: [],
     };
     const show = (step: Step) => steps.push(step);
     const options = { demos: [demo], once: true, show, self: 'portcall' };
     expect(await runDemos(options)).toBe(false);
-    expect(steps.map((step) => 'right' in step && step.right)).toEqual([false, true, false]);
+    expect(steps.flatMap((step) => ('right' in step ? [step.right] : []))).toEqual([true, false]);
     demo.exchanges.pop();
     expect(await runDemos(options)).toBe(true);
   });

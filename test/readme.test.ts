@@ -1,7 +1,9 @@
 /** The README holds what it says: its code runs, its tables are the code's. */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync,
+} from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -68,6 +70,29 @@ describe('README', () => {
     writeFileSync(join(folder, 'more.ts'), block('ts', '// more.ts'));
     const { stdout } = await run(process.execPath, [...node, 'more.ts'], { cwd: folder, timeout: 15_000 });
     expect(stdout.split('\n')).toEqual(['1', '2', '3', 'TIMEOUT maybe done', 'hello, in time', '']);
+  });
+
+  it('shows a dialect that both sides speak', async () => {
+    mkdirSync(join(folder, 'dialects'));
+    cpSync(join(ROOT, 'lib/dialects/zmtp.ts'), join(folder, 'dialects/zmtp.ts'));
+    writeFileSync(join(folder, 'dialects.ts'), block('ts', '// dialects.ts'));
+    const { stdout } = await run(process.execPath, [...node, 'dialects.ts'], { cwd: folder, timeout: 15_000 });
+    expect(stdout).toBe('you said: hello over ZMTP\n');
+  });
+
+  it('lists the services with their ports, and the dialects with where they are on', () => {
+    const ports = JSON.parse(readFileSync(join(ROOT, 'ports.json'), 'utf8')) as Record<string, number>;
+    const services = rows('Services');
+    for (const [key = '', port, start = ''] of services) {
+      expect([key, port]).toEqual([key, String(ports[key] ?? '')]);
+      expect(existsSync(join(ROOT, 'services', `${start.split(' ')[0]}.ts`)), start).toBe(true);
+    }
+    expect(services).toHaveLength(readdirSync(join(ROOT, 'services')).filter((file) => file.endsWith('.ts')).length);
+    for (const [name, , where = ''] of rows('Dialects')) {
+      const users = services.filter(([, , start = '']) =>
+        readFileSync(join(ROOT, 'services', `${start.split(' ')[0]}.ts`), 'utf8').match(new RegExp(`dialects: \\[${name}`)));
+      expect([name, where]).toEqual([name, users.map(([key]) => key).join(', ')]);
+    }
   });
 
   it('shows a client in Python that works', async ({ skip }) => {

@@ -3,10 +3,12 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { afterEach, describe, expect, it } from 'vitest';
 import { MicroClient, MicroServer, type Client, type Context, type Service } from '../lib/index.ts';
+import { zmtp } from '../lib/dialects/zmtp.ts';
 import { createTimer, type TimerOptions } from '../services/timer.ts';
 import { within } from './helpers/deadline.ts';
 import { FakeClock } from './helpers/fake_clock.ts';
 import { RawClient } from './helpers/raw_client.ts';
+import { greetingOf, message, messagesOf } from './helpers/zmtp_wire.ts';
 
 interface Status { id: number; totalMs: number; remainingMs: number }
 
@@ -326,6 +328,44 @@ describe('over a connection', () => {
       if (told.length === 1) expect(await client.sendMessage('cancel')).toBe('cancelled 1');
     }
     expect(told).toEqual(['00:00:09', 'cancelled 1']);
+    await client.close();
+  });
+});
+
+describe('over ZMTP', () => {
+  /** The bodies of the replies that a REQ gets to these messages, sent at once. */
+  async function callAsReq(port: number, ...requests: (string | Uint8Array)[][]): Promise<string[][]> {
+    const bytes = requests.map((parts) => message('', ...parts));
+    const heard = await RawClient.with(port, (client) => {
+      client.fin(Buffer.concat([greetingOf('REQ'), ...bytes]));
+      return client.readToFin();
+    });
+    return messagesOf(heard.subarray(64)).filter(([first = '']) => !first.startsWith('/')).map(([, ...body]) => body);
+  }
+
+  it('a message of three parts comes back in the same parts, three messages one by one, and both timers run', async () => {
+    const port = await serve();
+    for (const requests of [[['0', '0', '5']], [['0'], ['1'], ['5']]]) {
+      expect(await callAsReq(port, ...requests)).toEqual(requests);
+    }
+    const client = new MicroClient(port);
+    expect(JSON.parse(await client.sendMessage('status'))).toMatchObject([{ totalMs: 5_000 }, { totalMs: 65_000 }]);
+    await client.close();
+  });
+  it('what is no time starts none, in text or in bytes', async () => {
+    const port = await serve();
+    const replies = await callAsReq(port, ['0', '0'], ['0', '60', '0'], ['0', '0', Buffer.of(0xff)], [Buffer.of(0xff)]);
+    expect(replies.map(([reply]) => reply)).toEqual([
+      expect.stringMatching(/^Cannot start a timer: got "0 0"/), expect.stringMatching(/^Cannot start a timer: minutes is "60"/),
+      expect.stringMatching(/^Cannot start a timer: seconds is /), expect.stringMatching(/^Cannot start a timer: hours is /),
+    ]);
+    expect(await new MicroClient(port).sendMessage('status')).toBe('[]');
+  });
+  it('a stream is one message, with a part for each second', async () => {
+    const client = new MicroClient(await serve(), { dialect: zmtp() });
+    const told: string[] = [];
+    for await (const part of client.streamMessage('stream 0 0 1')) told.push(part);
+    expect(told).toEqual(['00:00:01', 'done']);
     await client.close();
   });
 });
