@@ -106,6 +106,14 @@ describe('README', () => {
     await server.stop();
   });
 
+  it('shows a router, a worker and events', async () => {
+    const lib = join(folder, 'lib');
+    cpSync(join(ROOT, 'lib'), lib, { recursive: true });
+    writeFileSync(join(lib, 'routed.ts'), block('ts', '// routed.ts'));
+    const { stdout } = await run(process.execPath, [...node, 'lib/routed.ts'], { cwd: folder, timeout: 15_000 });
+    expect(stdout).toBe('adder joined\n6\n');
+  });
+
   it('lists every error with who is at fault and its outcome', () => {
     const table = rows('Errors');
     expect(table.map(([code, , outcome]) => [code, outcome])).toEqual(Object.entries(ERRORS));
