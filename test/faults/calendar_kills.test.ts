@@ -61,9 +61,11 @@ class Caller {
       const text = JSON.stringify({ action: 'timestamp', clientID: 'TaskTracker', eventName, ...id });
       this.history.invoke(eventName);
       let end = await this.#send(text);
-      while (end === 'unknown' && 'id' in id) {
-        await this.#arrived;
-        end = await this.#send(text);
+      if (end === 'unknown' && 'id' in id) {
+        do { // until it is known: a later try that was not sent tells nothing of the first
+          await this.#arrived;
+          end = await this.#send(text);
+        } while (end !== 'ok');
       }
       this.history.end(eventName, end);
     }
