@@ -62,10 +62,10 @@ class Caller {
       this.history.invoke(eventName);
       let end = await this.#send(text);
       if (end === 'unknown' && 'id' in id) {
-        while (end !== 'ok') { // that a later try was refused does not tell what became of the first
+        do { // until it is known: a later try that was not sent tells nothing of the first
           await this.#arrived;
           end = await this.#send(text);
-        }
+        } while (end !== 'ok');
       }
       this.history.end(eventName, end);
     }
