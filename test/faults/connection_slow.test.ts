@@ -108,7 +108,7 @@ describe.concurrent('a cable', () => {
     for (const end of ends) {
       const { ms, ownMs, reply, outcome } = end;
       expect(ownMs, JSON.stringify(end)).toBeLessThan(deadlineMs + 250);
-      if (reply === undefined && outcome !== 'not sent') expect(ms, JSON.stringify(end)).toBeGreaterThanOrEqual(deadlineMs - 5);
+      if (reply === undefined && outcome !== 'not sent') expect(ms, JSON.stringify(end)).toBeGreaterThanOrEqual(deadlineMs - 25); // it counts from the start of a tick
     }
   }
 });
