@@ -13,6 +13,7 @@ import {
 import type { Callback, Dialect, ErrorCode, Service } from './index.ts';
 import { loadService } from './load_service.ts';
 import { zmtpEvents } from './dialects/zmtp_events.ts';
+import { textOf } from './micro_client.ts';
 import { parseDuration, parseSize } from './units.ts';
 import type { BackupOptions } from '../services/backup.ts';
 
@@ -414,7 +415,7 @@ function parse(name: string, command: Command, args: readonly string[]):
     const { values, positionals } = parseArgs({ args: [...args], options, allowPositionals: true });
     return { given: values as Given, takes: positionals };
   } catch (error) {
-    const [why = ''] = messageOf(error).split(/\. |\n/); // behind it stands advice of Node's
+    const [why = ''] = textOf(error).split(/\. |\n/); // behind it stands advice of Node's
     throw new Error(`Cannot run "${name}": ${why[0]?.toLowerCase()}${why.slice(1)}. ` +
       `Try ${SELF} ${name} --help`, { cause: error });
   }
@@ -455,15 +456,11 @@ function print(text: string, value: unknown = text): void {
 /** One line on stderr, whatever the error is. */
 function complain(error: unknown): void {
   const { code, outcome } = error instanceof MicroError ? error : {};
-  const text = messageOf(error).trim().replace(/\s*\n\s*/g, ' ');
+  const text = textOf(error).trim().replace(/\s*\n\s*/g, ' ');
   const task = code === 'CALLBACK_FAILED' ? 'get a reply' : 'go on';
   const line = text.startsWith('Cannot ') ? text : `Cannot ${task}: ${text}`;
   process.stderr.write(`${asJson ? JSON.stringify({ error: text, code, outcome })
     : code === undefined ? line : `${line} (${code})`}\n`);
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 /** What never reached the service was refused by this side, whatever the code's usual meaning. */

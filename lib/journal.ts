@@ -25,7 +25,7 @@ import { lockFolder, type FolderLock } from './folder_lock.ts';
 import { lineOf, MAX_LINE_BYTES, seal, textOf, type Damage } from './journal_records.ts';
 import { countUpTo, Segment } from './journal_segment.ts';
 import { JournalWriter } from './journal_writer.ts';
-import { positive, type Log } from './micro_client.ts';
+import { positive, textOf as reasonOf, type Log } from './micro_client.ts';
 
 export interface JournalOptions {
   /** Created where it is missing. */
@@ -411,10 +411,6 @@ function describe({ offset, bytes, from, to }: Damage, path: string): string {
   const lost = to > from ? `${numbers} left out` : 'no record is missing';
   return `Cannot read ${bytes} bytes from byte ${offset} on of "${path}": they are damaged; ` +
     lost;
-}
-
-function reasonOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 function ignoreMissing(error: NodeJS.ErrnoException): void {

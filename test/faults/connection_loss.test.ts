@@ -31,17 +31,21 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 /** More than the system's buffers of a connection hold, so that what comes behind it stays in the client. */
 const FILLERS = { count: 32, text: 'x'.repeat(MIB) };
 
+/** A reply of many packets, 500 ms after its order, and that order. */
+const WHOLE = { text: 'whole '.repeat(50_000), order: JSON.stringify({ waitMs: 500, reply: 'whole ', times: 50_000 }) };
+
+async function askSlow(server: ServerProcess, bytes: string): Promise<string> {
+  const began = performance.now();
+  const answer = await RawClient.with(server.port, (client) => client.ask(bytes));
+  expect(performance.now() - began).toBeGreaterThan(490);
+  return answer;
+}
+
 describe('a peer that half-closes', () => {
   fault('B02', '500 ms callback, half-close at once; lines, frames', () =>
     watched({ callback: 'obey' }, async (server) => {
-      const text = 'whole '.repeat(50_000);
-      const order = JSON.stringify({ waitMs: 500, reply: 'whole ', times: 50_000 });
-      const ask = async (bytes: string) => {
-        const began = performance.now();
-        const answer = await RawClient.with(server.port, (client) => client.ask(bytes));
-        expect(performance.now() - began).toBeGreaterThan(490);
-        return answer;
-      };
+      const { text, order } = WHOLE;
+      const ask = (bytes: string) => askSlow(server, bytes);
       const asLines = ask(`${order}\n`);
       const cutOff = ask(order); // a last line without its line end counts
       const several = ask(`${order}\nsecond\nthird\n`);
@@ -57,14 +61,8 @@ describe('a peer that half-closes', () => {
 
   fault('B02', '500 ms callback, half-close at once; raw, sized header', () =>
     watched({ callback: 'obey', dialects: ['raw', 'sized'] }, async (server) => {
-      const text = 'whole '.repeat(50_000);
-      const order = JSON.stringify({ waitMs: 500, reply: 'whole ', times: 50_000 });
-      const ask = async (bytes: string) => {
-        const began = performance.now();
-        const answer = await RawClient.with(server.port, (client) => client.ask(bytes));
-        expect(performance.now() - began).toBeGreaterThan(490);
-        return answer;
-      };
+      const { text, order } = WHOLE;
+      const ask = (bytes: string) => askSlow(server, bytes);
       const answers = await Promise.all([ask(order), ask(sized(order)), ask(sized(order) + sized('second'))]);
       expect(answers).toEqual([text, sized(text), sized(text) + sized('second')]);
       await stillServes(server, { ask: 'm' });

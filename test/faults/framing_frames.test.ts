@@ -27,12 +27,6 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-async function runsOf(task: () => Promise<unknown>): Promise<string[]> {
-  const before = server.recorded().length;
-  await task();
-  return server.recorded().slice(before);
-}
-
 /** The lines of `text`, pings of a server left out, and what is behind the last LF, which must be nothing. */
 function framesOf(text: string): string[] {
   const lines = text.split('\n');
@@ -91,7 +85,7 @@ fault('A15', '__proto__, constructor in frames, lines and ports.json', () => mon
 
 fault('A16', 'frame ids that are pending, or none', () => monitored(server, {}, async () => {
   const slow = JSON.stringify({ waitMs: 200, reply: 'slow' });
-  const runs = await runsOf(() => RawClient.with(server.port, async (client) => {
+  const runs = await server.runsOf(() => RawClient.with(server.port, async (client) => {
     const bad = [...BAD_SLOTS.map((slot) => `${slot} bad`), ...BAD_HEADS];
     const mixed = bad.map((frame, at) => `${frame}\n${100 + at} good ${at}\n`).join('');
     await client.write(`${HELLO}7 ${slow}\n7 bad: still pending\n${mixed}7#again bad: still pending\n8 good, the last\n`);
@@ -347,7 +341,7 @@ fault('A20', 'hello after a line, line after a hello, ZMTP after either', () => 
   for (const { name, bytes, expected, runs } of rows) {
     for (const pieceBytes of [bytes.length, 1, 7]) {
       const how = `${name}, ${pieceBytes} bytes a packet`;
-      const run = await runsOf(() => RawClient.with(server.port, async (client) => {
+      const run = await server.runsOf(() => RawClient.with(server.port, async (client) => {
         await client.writeSlices(bytes, pieceBytes, pieceBytes === 1 ? undefined : () => server.hasRead());
         client.fin();
         const answer = framesOf((await client.readToFin()).toString());
@@ -364,7 +358,7 @@ fault('A20', 'hello after a line, line after a hello, ZMTP after either', () => 
 fault('A21', 'hello of another version or none, request in the same packet', () => monitored(server, {}, async () => {
   const versions = ['/2', '/0', '/x', '/', '', '/01', '/1x', '/1.0', '/-1', '/11', '/2 timeout=5', '/1\t', ' /1'];
   const hellos = [...versions.map((version) => `\x01portcall${version}`), '\x01', '\x01PORTCALL/1', '\x01port'];
-  const runs = await runsOf(() => Promise.all(hellos.flatMap((hello) => [1_000, 3].map((pieceBytes) =>
+  const runs = await server.runsOf(() => Promise.all(hellos.flatMap((hello) => [1_000, 3].map((pieceBytes) =>
     RawClient.with(server.port, async (client) => {
       const how = `${JSON.stringify(hello)}, ${pieceBytes} bytes a packet`;
       await client.writeSlices(`${hello}\n0 run me\nrun me\n`, pieceBytes, () => server.hasRead());
@@ -383,7 +377,7 @@ fault('A22', 'frames with a 100,000-byte id, ×1,000', () => monitored(server, {
   for (const [at, frame] of frames.entries()) {
     const times = FULL || at < 2 ? 1_000 : 100;
     const how = `${frame.slice(0, 8)}…`;
-    const runs = await runsOf(() => RawClient.with(server.port, async (client) => {
+    const runs = await server.runsOf(() => RawClient.with(server.port, async (client) => {
       await client.write(HELLO);
       for (let count = 0; count < times; count++) await client.write(`${frame}\n`);
       await client.write('1 fine\n');

@@ -23,12 +23,6 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-async function runsOf(task: () => Promise<unknown>): Promise<string[]> {
-  const before = server.recorded().length;
-  await task();
-  return server.recorded().slice(before);
-}
-
 /** Writes texts, waits where a number stands, and gives what comes up to `quietMs` after the last. */
 async function say(steps: readonly (string | Buffer | number)[], quietMs = 300):
   Promise<{ heard: string; firstMs: number }> {
@@ -60,7 +54,7 @@ fault('A13', 'raw: a word, a word in two pieces, a word with LF behind it', () =
     [['r', 20, 'e', 20, 'v', 20, 'e', 20, 'r', 20, 't'], 'revert'],
     [['Revert'], 'Revert'], // no word here: 200 ms
   ];
-  const runs = await runsOf(() => Promise.all(rows.map(async ([steps, reply]) => {
+  const runs = await server.runsOf(() => Promise.all(rows.map(async ([steps, reply]) => {
     const { heard, firstMs } = await say(steps);
     expect(heard, JSON.stringify(steps)).toBe(reply);
     expect(firstMs, `${JSON.stringify(steps)}: ms to its reply`).toBeLessThan(1_000);
@@ -71,7 +65,7 @@ fault('A13', 'raw: a word, a word in two pieces, a word with LF behind it', () =
 
 fault('A13', 'raw: two connections at once, each its own silence', () => monitored(server, {}, async () => {
   const texts = Array.from({ length: 50 }, (_, at) => `text ${at}`);
-  const runs = await runsOf(async () => {
+  const runs = await server.runsOf(async () => {
     const told = await Promise.all(texts.map((text, at) => say([text.slice(0, 4), 10 + at, text.slice(4)])));
     expect(told.map(({ heard }) => heard)).toEqual(texts);
   });
@@ -82,7 +76,7 @@ fault('A13', 'raw: two connections at once, each its own silence', () => monitor
 fault('A15', '__proto__, constructor over raw and sized header', () => monitored(server, {}, async () => {
   const before = (await server.vitals()).prototypeNames;
   const names = ['__proto__', 'constructor', 'prototype', '{"__proto__":{"action":"ping"}}'];
-  const runs = await runsOf(() => Promise.all(names.map(async (name) => {
+  const runs = await server.runsOf(() => Promise.all(names.map(async (name) => {
     expect((await say([name])).heard, 'raw').toBe(name);
     const answer = await RawClient.with(server.port, (client) => client.ask(sized(name)));
     expect(answer, 'sized').toBe(sized(name));
@@ -113,7 +107,7 @@ fault('A20', 'hello, sized header, line and raw text after one another', () => m
       steps: [`${header}x`, Buffer.from('ff00000000000000017f0300', 'hex')],
       heard: /^1 +x\d+ +ERR PROTOCOL_ERROR /, runs: ['x'] },
   ];
-  const run = await runsOf(() => Promise.all(rows.map(async ({ name, steps, heard }) =>
+  const run = await server.runsOf(() => Promise.all(rows.map(async ({ name, steps, heard }) =>
     expect((await say(steps)).heard, name).toMatch(heard))));
   expect(run.sort(), 'run, and nothing twice').toEqual(rows.flatMap(({ runs }) => runs).sort());
   await stillServes(server, { ask: 'fine' });
@@ -136,7 +130,7 @@ const PAUSE_MS = 300;
 fault('D02', `HTTP and SSH cut at every byte, ${PAUSE_MS} ms apart, on a port with raw and sized header`, () =>
   monitored(server, {}, async () => {
     const rows = FOREIGN.flatMap((text) => everyCut(Buffer.from(text)).map((at) => [text, at] as const));
-    const runs = await runsOf(() => Promise.all(some(rows, 150).map(([text, at]) =>
+    const runs = await server.runsOf(() => Promise.all(some(rows, 150).map(([text, at]) =>
       RawClient.with(server.port, async (client) => {
         const how = `${JSON.stringify(text.slice(0, 20))} cut at ${at}`;
         await client.write(text.slice(0, at));
@@ -152,7 +146,7 @@ fault('D02', `HTTP and SSH cut at every byte, ${PAUSE_MS} ms apart, on a port wi
 fault('D02', 'HTTP a byte at a time, a silence behind each, up to where it is refused', () =>
   monitored(server, { mayStayOpen: true }, async () => {
     const texts = FULL ? FOREIGN : some(FOREIGN, 3);
-    const runs = await runsOf(() => Promise.all(texts.map((text) => RawClient.with(server.port, async (client) => {
+    const runs = await server.runsOf(() => Promise.all(texts.map((text) => RawClient.with(server.port, async (client) => {
       for (const byte of text) {
         if (client.bytesRead > 0) break;
         await client.write(byte);
@@ -170,7 +164,7 @@ fault('D04', 'TLS hello, FF FE, control bytes first, on a port with raw and size
     const controls = Array.from({ length: 32 }, (_, byte) => byte).filter((byte) => ![1, 9, 10, 13].includes(byte));
     const begins = [Buffer.from('1603010200010001fc0303', 'hex'), Buffer.from('fffe', 'hex'),
       ...controls.map((byte) => Buffer.of(byte)), Buffer.from('0161', 'hex')];
-    const runs = await runsOf(() => Promise.all(begins.flatMap((begin) => [0, PAUSE_MS].map((ms) =>
+    const runs = await server.runsOf(() => Promise.all(begins.flatMap((begin) => [0, PAUSE_MS].map((ms) =>
       RawClient.with(server.port, async (client) => {
         await client.write(begin);
         if (ms > 0) await pause(ms);

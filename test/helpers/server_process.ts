@@ -151,5 +151,12 @@ export class ServerProcess extends Child {
     if (record === undefined || !existsSync(record)) return [];
     return readFileSync(record, 'utf8').split('\n').slice(0, -1).map((line) => JSON.parse(line) as string);
   }
+
+  /** Those that were run during a task. */
+  async runsOf(task: () => Promise<unknown>): Promise<string[]> {
+    const before = this.recorded().length;
+    await task();
+    return this.recorded().slice(before);
+  }
 }
 export type { Exit };
