@@ -5,6 +5,7 @@ export { sizedHeader } from './dialects/sized_header.ts';
 export { zmtp } from './dialects/zmtp.ts';
 export { Journal } from './journal.ts';
 export type { JournalOptions, JournalRecord } from './journal.ts';
+export { Deferred } from './later.ts';
 export { ERRORS, MicroClient, MicroError, readPorts, resolveAddress } from './micro_client.ts';
 export type {
   Address, Body, CallOptions, ClientOptions, Dialect, ErrorCode, Log, Outcome, Ports, Value,

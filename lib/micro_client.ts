@@ -223,8 +223,7 @@ export class MicroClient {
     call.isSettled = !goesOn;
     if (isFinal && !goesOn && this.#calls[tag] === call) { this.#calls[tag] = undefined; this.#free.push(tag); }
     if (isSettled) return; // too late: its caller has an error
-    if (call.release !== undefined && !goesOn) call.release();
-    if (call.timer !== undefined && !goesOn) clearTimeout(call.timer);
+    if (!goesOn) { call.release?.(); if (call.timer !== undefined) clearTimeout(call.timer); }
     if (error === undefined) call.resolve(text);
     else if (!goesOn) call.reject(error);
     if (link !== undefined && --link.live === 0) void SOON.then(link.onIdle);
@@ -497,18 +496,19 @@ class FrameCodec extends LineCodec {
     return `${head} ${code} ${outcome[0]}${ms === undefined ? '' : ` ${ms}`}: ${oneLine(message)}\n`;
   }
   control(...words: unknown[]): string { return `${words.map((one) => encodeURIComponent(String(one))).join(' ')}\n`; }
-  /** Nearly all are a request or a reply whose head is a slot alone. */
+  /** Nearly all are a request or a reply whose head is a slot alone, or at a worker one with its router's client. */
   protected line(text: string, start: number, end: number, sink: Sink): void {
     let slot = 0, at = start, code = text.charCodeAt(start);
     for (; code >= 48 && code <= 57; code = text.charCodeAt(++at)) slot = slot * 10 + code - 48;
-    const digits = at - start;
-    const isSlot = digits > 0 && digits <= 9 && (digits === 1 || text.charCodeAt(start) !== 48);
+    const digits = at - start, isSlot = digits > 0 && digits <= 9 && (digits === 1 || text.charCodeAt(start) !== 48);
+    if (code === 126 && this.#isServer) do code = text.charCodeAt(++at); while (code >= 48 && code <= 57);
+    const client = at - start > digits ? text.slice(start + digits + 1, at) : undefined;
     if (!this.#isGreeted) return this.#greet(text.slice(start, end), sink);
-    if (!isSlot || code !== 32) return this.#other(text.slice(start, end), sink);
+    if (!isSlot || code !== 32 || client === '' || at - start > 128) return this.#other(text.slice(start, end), sink);
     const body = text.slice(at + 1, end);
     if (exceeds(body, this.max)) this.tooLarge(`${slot} `, sink);
     else if (!this.#isServer) sink.response(slot, 'reply', body);
-    else sink.message({ tag: slot, text: body, timeoutMs: undefined, id: undefined, client: undefined });
+    else sink.message({ tag: slot, text: body, timeoutMs: undefined, id: undefined, client });
   }
   #other(line: string, sink: Sink): void {
     const at = line.indexOf(' ');

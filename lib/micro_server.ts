@@ -32,7 +32,6 @@ export const DEFAULT_LIMITS = {
   drainMs: 10_000, // for what is in flight at `stop()`: `TIMEOUT`, closed
 };
 export type Limits = typeof DEFAULT_LIMITS;
-
 export interface ServerOptions extends Partial<Limits> {
   ports?: Ports; log?: Log;
   host?: string; // where to bind, if not where clients dial; beyond loopback wants a token, or `insecure`
@@ -52,7 +51,10 @@ export interface Context {
   readonly parts: readonly Uint8Array[] | undefined; readonly client: Client;
   close(): void; stopServer(): void; // once this reply is delivered: the connection, the server
 }
-export type Callback = (message: string, context: Context) => Value | Promise<Value>;
+export type Callback = (message: string, context: Context) => Value | Later | Promise<Value>;
+export interface Settling { resolve(value: Value): void; reject(error: unknown): void } // the latter: with anything
+/** What a callback may return in place of a promise, for less: `lib/later.ts`. */
+export abstract class Later { abstract tell(whom: Settling): void }
 export interface Service {
   callback: Callback;
   dialects?: readonly Dialect[];
@@ -146,7 +148,6 @@ export class MicroServer {
     await this.#hub.service.stop?.();
   }
 }
-
 const watched = new Set<{ stop(): Promise<void> }>();
 const SIGNALS = ['SIGTERM', 'SIGINT'] as const;
 let isInterrupted = false;
@@ -162,7 +163,6 @@ export function stopOnSignals(server: { stop(): Promise<void> }): () => void {
     if (watched.size === 0) for (const name of SIGNALS) process.off(name, onSignal);
   };
 }
-
 async function onSignal(name: NodeJS.Signals): Promise<void> {
   if (isInterrupted) return name === 'SIGINT' ? process.exit(130) : undefined;
   isInterrupted = true;
@@ -179,7 +179,6 @@ const PAUSED_PING_MS = 200;
 const EMPTY = Buffer.alloc(0);
 const NOTHING_TO_DO = (): void => {}; const NONE: Request[] = [];
 const AS_TOLD: ServeOptions = {}; // by the first bytes
-
 class Hub {
   readonly service: Service; readonly options: ServerOptions; readonly log: Log; readonly stopServer: () => void;
   readonly limits: Limits = { ...DEFAULT_LIMITS };
@@ -229,7 +228,6 @@ class Hub {
       latencyMs: this.latency.summary(), limits: { ...this.#met } };
   }
 }
-
 /** How long replies took, counted by quarters of each power of two of microseconds. */
 class Latency {
   readonly #counts = new Array<number>(128).fill(0); readonly #all = { count: 0, mean: 0, max: 0 };
@@ -296,7 +294,6 @@ class Connection implements Sink {
     return undefined;
   }
   get inFlight(): number { return this.#requests?.length ?? 0; }
-
   // Bytes in.
   #receive(chunk: Buffer, isAll = false): void {
     if (this.#state === 'over') return;
@@ -428,53 +425,60 @@ class Connection implements Sink {
     const { tag, text, id, timeoutMs = this.#timeoutMs ?? Infinity } = message;
     if (this.#find(tag)) return this.error('PROTOCOL_ERROR', `Cannot take slot ${String(tag)} twice`, tag);
     const request = new Request(this, message, Math.min(timeoutMs, hub.limits.callbackTimeoutMs), hub.now);
-    if (hub.isDraining) return this.#failed(request, new MicroError('SERVER_BUSY', 'Cannot take it: the server stops'));
+    if (hub.isDraining) return this.failed(request, new MicroError('SERVER_BUSY', 'Cannot take it: the server stops'));
     hub.counts.requests++;
     let value: unknown;
     try {
       value = id === undefined || !hub.options.dedupe ? hub.service.callback(text, request)
         : this.#once(id, request, hub.options.dedupe);
-    } catch (error) { return this.#failed(request, error); }
-    if (typeof value !== 'string') return void this.#settle(request, value);
+    } catch (error) { return this.failed(request, error); }
+    if (typeof value !== 'string') return this.#await(request, value);
     this.#handled++;
     this.#reply(request, value);
   }
   /** The same id gets the same reply, and runs once. What still runs is not forgotten for newer ones. */
   #once(id: string, request: Request, maxReplies: number): unknown {
     const { oldest, replies, running, service } = this.hub;
-    let value = replies.get(id) ?? running.get(id);
-    if (value !== undefined) return typeof value === 'string' ? value : again(value);
+    const known = replies.get(id) ?? running.get(id);
+    if (known !== undefined) return typeof known === 'string' ? known : again(known);
+    let value: unknown;
     try { value = service.callback(request.message.text, request); } catch (error) { value = Promise.reject(error); }
-    const reply = value ?? Promise.resolve(value);
+    const reply = typeof value === 'string' ? value : Promise.resolve(value);
     const keep = () => {
       running.delete(id); replies.set(id, reply);
       if (replies.size > maxReplies) replies.delete(oldest.next().value as string);
     };
-    if (typeof reply === 'string') keep(); else { running.set(id, reply); Promise.resolve(reply).then(keep, keep); }
-    return value;
+    if (typeof reply === 'string') keep(); else { running.set(id, reply); reply.then(keep, keep); }
+    return reply;
   }
-  async #settle(request: Request, promised: unknown): Promise<void> {
+  #await(request: Request, value: unknown): void {
     this.hub.alarm.at(request.dueAt = this.hub.now + request.limitMs);
     (this.#requests ??= []).push(request);
+    try { // a proxy may throw when it is asked
+      if (value instanceof Later) value.tell(request);
+      else Promise.resolve(value).then((one) => request.resolve(one as Value), (error) => request.reject(error));
+    } catch (error) { this.failed(request, error); }
+  }
+  take(request: Request, value: Value | undefined): void {
     try {
-      const value = (await promised) as Value | undefined;
       if (typeof value === 'string' || value === null) return this.#reply(request, value ?? '');
-      if (isStream(value)) return await this.#stream(request, value[Symbol.asyncIterator]());
+      const onError = (error: unknown) => this.failed(request, error);
+      if (isStream(value)) return void this.#stream(request, value[Symbol.asyncIterator]()).catch(onError);
       const what = value === undefined ? 'nothing' : typeof value;
       if (!Array.isArray(value?.parts)) throw new Error(`it answered with ${what}, expected a string`);
       if (this.#dialect?.multipart !== true) throw new Error('it answered in parts, which this dialect has not');
       this.#answer(request, 'reply', value.parts as readonly Body[]);
-    } catch (error) { this.#failed(request, error); }
+    } catch (error) { this.failed(request, error); }
   }
   #reply(request: Request, text: string): void {
     const { maxMessageBytes } = this.hub.limits;
-    if (!isWellFormed(text)) return this.#failed(request, new Error('its reply has half a surrogate pair'));
+    if (!isWellFormed(text)) return this.failed(request, new Error('its reply has half a surrogate pair'));
     if (!exceeds(text, maxMessageBytes)) return this.#answer(request, 'reply', text);
     this.hub.met('maxMessageBytes');
-    this.#failed(request, new MicroError('MESSAGE_TOO_LARGE', `Cannot send a reply of over ${maxMessageBytes} bytes. ` +
+    this.failed(request, new MicroError('MESSAGE_TOO_LARGE', `Cannot send a reply of over ${maxMessageBytes} bytes. ` +
       'Page it, stream it, or raise maxMessageBytes', { outcome: 'failed' }));
   }
-  #failed(request: Request, error: unknown): void {
+  failed(request: Request, error: unknown): void {
     let failure = new MicroError('CALLBACK_FAILED', textOf(error) || 'the service failed', { cause: error });
     try { if (error instanceof MicroError) failure = error; } catch { /* a proxy may throw when it is asked */ }
     this.#answer(request, 'error', failure);
@@ -511,7 +515,10 @@ class Connection implements Sink {
     if (request.isSettled) return;
     request.settle();
     const requests = this.#requests ?? NONE, at = requests.indexOf(request);
-    if (at !== -1) this.hub.latency.record(now() - request.since, 1);
+    if (at !== -1) {
+      if (!this.#outbox.isScheduled) this.hub.now = now(); // once a tick
+      this.hub.latency.record(this.hub.now - request.since, 1);
+    }
     if (requests.length === 0 || this.#dialect?.ordered !== true) {
       if (at !== -1) { requests[at] = requests.at(-1)!; requests.pop(); }
       this.#encode(kind, body, request.message);
@@ -540,13 +547,13 @@ class Connection implements Sink {
   #cancel(tag: Tag): void {
     const request = this.#find(tag), held = this.#held?.find((message) => message.tag === tag);
     const error = new MicroError('ABORTED', 'the caller gave up', { outcome: request ? 'maybe done' : 'refused' });
-    if (request !== undefined) this.#failed(request, request.abort(error));
+    if (request !== undefined) this.failed(request, request.abort(error));
     else if (held !== undefined) held.answer ??= ['error', error];
   }
   #timeOut(request: Request, why: string): void {
     if (request.isSettled) return;
     this.hub.met('callbackTimeoutMs');
-    this.#failed(request, request.abort(new MicroError('TIMEOUT', `${why}: the service still works on it`)));
+    this.failed(request, request.abort(new MicroError('TIMEOUT', `${why}: the service still works on it`)));
   }
   #abortAll(why: string): void {
     for (const request of [...this.#requests ?? NONE]) {
@@ -561,8 +568,8 @@ class Connection implements Sink {
     const own = this.#client ??= newClient(`${++this.hub.clients}`, this.#dialect?.name ?? '', near);
     if (id === undefined) return own;
     const known = this.#forwarded ??= new Map();
-    const client = known.get(id) ?? newClient(`${own.id}/${id}`, own.dialect);
-    known.set(id, client);
+    let client = known.get(id);
+    if (client === undefined) known.set(id, client = newClient(`${own.id}/${id}`, own.dialect));
     if (known.size > MAX_HELD.messages) this.#gone(known.keys().next().value as string);
     return client;
   }
@@ -673,7 +680,6 @@ class Connection implements Sink {
     if (hub.connections.size === 0) hub.onEmpty();
   }
 }
-
 interface OwnClient extends Client { identity?: string; leave(): void }
 /** Without a duplex it is behind a router, and never counts as loopback; a Unix socket does. */
 function newClient(id: string, dialect: string, duplex?: Duplex): OwnClient {
@@ -683,9 +689,8 @@ function newClient(id: string, dialect: string, duplex?: Duplex): OwnClient {
     loopback: duplex !== undefined && (host === undefined || LOOPBACK.test(host)),
     signal: gone.signal, leave: () => gone.abort() };
 }
-
 /** One request and its context. Plain fields: one is made a message. */
-export class Request implements Context {
+export class Request implements Context, Settling {
   readonly connection: Connection; readonly message: Message; readonly limitMs: number; readonly since: number;
   dueAt = Infinity; isSettled = false; answer: Answer | undefined = undefined;
   next: 'close' | 'stopServer' | undefined = undefined; // once it is answered; closes no router's connection
@@ -699,6 +704,8 @@ export class Request implements Context {
   get deadline(): number { return Date.now() + this.limitMs - (now() - this.since); }
   get parts(): readonly Uint8Array[] | undefined { return this.message.parts; }
   get client(): Client { return this.connection.client(this.message.client); }
+  resolve(value: Value): void { this.connection.take(this, value); }
+  reject(error: unknown): void { this.connection.failed(this, error); }
   close(): void { this.next ??= 'close'; }
   stopServer(): void { this.next = 'stopServer'; }
   abort(reason: MicroError): MicroError { (this.controller ??= new AbortController()).abort(reason); return reason; }
@@ -713,13 +720,11 @@ const FOREIGN = /^(?:[!#$%&'*+.^_`|~\w-]+ \S+ (?:HTTP|RTSP|SIP)\/\d(?:\.\d)?[ \t
 const REFUSED = 'This port speaks portcall, not HTTP: nothing was run. Use nc, or a MicroClient\n';
 const HTTP_REFUSAL = 'HTTP/1.1 400 Bad Request\r\nServer: portcall\r\nContent-Type: text/plain\r\n' +
   `Content-Length: ${REFUSED.length}\r\nConnection: close\r\n\r\n${REFUSED}`;
-
 /** The dialect of people and of every language: one line for one line, in order. Begins with anything but control. */
 export function lines(): Dialect {
   return { name: 'lines', ordered: true, open: ({ maxMessageBytes }) => new PlainCodec(maxMessageBytes),
     matches: ([first = 0]) => (first === 0xff || (first < 32 && ![9, 10, 13].includes(first)) ? 'no' : 'yes') };
 }
-
 class PlainCodec extends LineCodec {
   #next = 0;
   #hasBegun = false; // a message came, so that no foreign protocol can
@@ -747,7 +752,6 @@ class PlainCodec extends LineCodec {
   }
   protected bad(code: ErrorCode, why: string, _head: string, sink: Sink): void { sink.error(code, why, this.#next++); }
 }
-
 const VERSION = '0.1.0';
 /** What a line that starts with `$` asks of the server itself. */
 const COMMANDS: Readonly<Record<string, (hub: Hub) => string>> = {
@@ -766,7 +770,6 @@ async function isLoopback(host: string): Promise<boolean> {
   const found = LOOPBACK.test(host) ? [{ address: host }] : await lookup(host, { all: true }).catch(() => []);
   return found.length > 0 && found.every(({ address }) => LOOPBACK.test(address));
 }
-
 const listenTcp: NonNullable<Transport['listen']> = async (address, _options, onSocket, onError) => {
   const server = createServer({ allowHalfOpen: true, noDelay: true }, (socket) => onSocket(socket));
   await once(server.listen({ host: address.host, port: address.port, backlog: 1024 }), 'listening');
@@ -775,19 +778,16 @@ const listenTcp: NonNullable<Transport['listen']> = async (address, _options, on
   return { address: { url: urlOf(host, port), scheme: 'tcp', host, port },
     async close() { server.close(); } }; // the socket at once; only its callback waits for connections
 };
-
 /** Who holds a port, where the file that finds it out is there too. */
 async function findHolder(address: Address): Promise<string> {
   const finder = loadBeside('port_holder') as Promise<{ findHolder(address: Address): Promise<string> }>;
   return finder.then((found) => found.findHolder(address)).catch(() => 'another process');
 }
-
 function openFilesLimit(): number {
   try {
     return Number(/^Max open files +(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1] ?? Infinity);
   } catch { return Infinity; } // no Linux: the system doesn't tell
 }
-
 const urlOf = (host: string, port = 0): string => `tcp://${host.includes(':') ? `[${host}]` : host}:${port}`;
 const isStream = (value: unknown): value is AsyncIterable<unknown> =>
   typeof value === 'object' && value !== null && Symbol.asyncIterator in value;

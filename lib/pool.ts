@@ -4,9 +4,9 @@
  */
 import { Heartbeat, type HeartbeatOptions } from './heartbeat.ts';
 import { Alarm, MicroError, now, positive, publish, quoted } from './micro_client.ts';
-import type { Log, Value } from './micro_client.ts';
+import type { Log } from './micro_client.ts';
 import { DEFAULT_LIMITS } from './micro_server.ts';
-import type { Client, Request } from './micro_server.ts';
+import type { Client, Later, Request } from './micro_server.ts';
 import { Job, WorkerLink, type LinkOwner } from './worker_link.ts';
 
 /** A worker, as a strategy sees it. */
@@ -80,11 +80,13 @@ export class Pool implements LinkOwner {
   }
 
   // Requests.
-  /** Resolves with what a worker answers. */
-  forward(request: Request): Promise<Value> {
+  /** What a worker will answer. */
+  forward(request: Request): Later {
     const { client } = request;
     if (!client.state.has(this)) this.#meet(client);
-    return new Promise((resolve, reject) => this.#route(new Job(this, request, resolve, reject)));
+    const job = new Job(this, request);
+    this.#route(job);
+    return job;
   }
 
   /** Its workers are told when it has gone. */
@@ -236,11 +238,11 @@ export class Pool implements LinkOwner {
   #fail(link: WorkerLink, state: 'out' | 'closed', why: string): void {
     this.#dismiss(link, state, why);
     for (const job of link.pending) {
-      const { request, resolve, reject, parts } = job;
+      const { request, parts } = job;
       const isSafe = this.#resends && request.message.id !== undefined && parts === undefined;
       if (link.takesBack(job) || isSafe) {
         link.cancel(job);
-        this.#route(new Job(this, request, resolve, reject));
+        this.#route(job.copy());
       } else if (state === 'closed' || !link.isThread) { // a busy thread hears of nothing else
         const text = `Cannot get the reply of worker ${quoted(link.id)}: ${why}`;
         job.fail(new MicroError('CONNECTION_LOST', text));

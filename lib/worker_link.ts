@@ -2,9 +2,10 @@
  * The router's end of a worker's connection: what it was sent, and what it answers. On this connection
  * the roles are turned round: the worker dialled, and is asked.
  */
+import { Deferred } from './later.ts';
 import { MicroError, frames, quoted } from './micro_client.ts';
 import type {
-  Body, Codec, Control, Dialect, ErrorCode, Kind, Sink, Tag, Value,
+  Body, Codec, Control, Dialect, ErrorCode, Kind, Sink, Tag,
 } from './micro_client.ts';
 import type { Client, Request } from './micro_server.ts';
 import type { Candidate, Routed } from './pool.ts';
@@ -17,25 +18,26 @@ const MAX_CLIENTS = 4_096; // that a worker remembers: those it was told of firs
 const WINDOW_PARTS = 256; // that a worker may be ahead with, by the protocol
 
 /** One request on its way through the router. Plain fields: one is made a message. */
-export class Job implements Routed {
+export class Job extends Deferred implements Routed {
   readonly owner: LinkOwner; readonly request: Request;
   readonly clientId: string; readonly length: number;
-  readonly resolve: (value: Value) => void; readonly reject: (error: unknown) => void;
   isOver = false; // answered, or nobody waits for it any more
   parts: Parts | undefined = undefined; // of a stream
   link: WorkerLink | undefined = undefined; slot = -1; // where it was sent
   queue: Set<Job> | undefined = undefined; // that it waits in
   dueAt = Infinity; // when it will have waited long enough there
-  constructor(
-    owner: LinkOwner, request: Request,
-    resolve: (value: Value) => void, reject: (error: unknown) => void,
-  ) {
+  constructor(owner: LinkOwner, request: Request) {
+    super();
     this.owner = owner;
     this.request = request;
     this.clientId = request.client.id;
     this.length = request.message.text.length;
-    this.resolve = resolve;
-    this.reject = reject;
+  }
+  /** For another try, behind the same caller. */
+  copy(): Job {
+    const job = new Job(this.owner, this.request);
+    job.whom = this.whom;
+    return job;
   }
   /** The front has settled its request: with its answer, or since nobody waits for that any more. */
   left(): void { if (!this.isOver) this.owner.left(this); }
