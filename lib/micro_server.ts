@@ -12,7 +12,7 @@ import type { Duplex } from 'node:stream';
 import { setImmediate as turn } from 'node:timers/promises';
 import {
   Alarm, LineCodec, MicroError, Outbox, checkSetUp, errorText, exceeds, frames, isWellFormed, loadBeside, loadDialect,
-  loadTransport, logToStderr, now, oneLine, positive, publish, quoted, resolveAddress, textOf,
+  loadTransport, logToStderr, now, oneLine, poll, positive, publish, quoted, resolveAddress, textOf,
   type Address, type Body, type Codec, type Control, type Dialect, type ErrorCode, type Kind, type Log, type Message,
   type Ports, type Sink, type Tag, type Transport, type Value,
 } from './micro_client.ts';
@@ -299,7 +299,7 @@ class Connection implements Sink {
     if (this.#state === 'over') return;
     const { limits: { maxLinesPerTick, maxUnauthorizedBytes: most }, counts, service } = this.hub;
     counts.bytes.in += chunk.length;
-    this.hub.now = now();
+    this.hub.now = now(); poll.came(this.hub.now);
     if (this.#held === undefined) this.#turn = maxLinesPerTick;
     const bytes = this.#codec === undefined ? this.#sniff(chunk, isAll) : chunk;
     if (!this.#isMet && bytes !== undefined && this.#refusal === undefined) {
