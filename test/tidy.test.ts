@@ -28,11 +28,12 @@ function importsOf(file: string, source: string): Import[] {
     /^[ \t]*(?:import|export)(?<type>\s+type)?\b(?<names>[^'"`;=(]*?)\bfrom\s*['"](?<to>[^'"]+)['"]/,
     /^[ \t]*import\s*['"](?<bare>[^'"]+)['"]/,
     /\bimport\(\s*['"](?<lazy>[^'"]+)['"]/,
+    /\bgetBuiltinModule\(\s*['"](?<builtin>[^'"]+)['"]/,
   ].map((one) => one.source).join('|'), 'gm'));
   return [...found].map(({ groups = {} }) => {
-    const { type, names = '', to, bare, lazy } = groups as Record<string, string | undefined>;
+    const { type, names = '', to, bare, lazy, builtin } = groups as Record<string, string | undefined>;
     const listed = /^\s*\{(.*)\}\s*$/s.exec(names)?.[1]?.split(',').map((name) => name.trim()).filter(Boolean);
-    return { from: file, to: to ?? bare ?? lazy ?? '',
+    return { from: file, to: to ?? bare ?? lazy ?? builtin ?? '',
       isType: type !== undefined || (listed !== undefined && listed.every((name) => name.startsWith('type '))) };
   });
 }
@@ -141,6 +142,7 @@ describe('imports', () => {
     ['lib/micro_server.ts', "import './transports/tls.ts';", /micro_client/],
     ['lib/dialects/zmtp.ts', "import { createEcho } from '../../services/echo.ts';", /point down/],
     ['lib/dialects/zmtp.ts', "import { connect } from 'node:net';", /bytes in, messages out/],
+    ['lib/dialects/zmtp.ts', "const { connect } = process.getBuiltinModule('node:net');", /bytes in, messages out/],
     ['lib/transports/nats.ts', "import { MicroServer } from '../micro_server.ts';", /node: only/],
     ['lib/routing/by_key.ts', "import { MicroRouter } from '../router.ts';", /point down/],
     ['lib/router.ts', "import { createEcho } from '../services/echo.ts';", /point down/],
