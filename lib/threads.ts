@@ -130,7 +130,8 @@ class Crew {
     clearInterval(this.#ticks);
     const threads = [...this.#threads.values()];
     const late = setTimeout(() => { for (const thread of threads) void thread.terminate(); }, STOP_MS);
-    const ends = threads.map((thread) => once(thread, 'exit'));
+    const ends = threads.map((thread) => // also of one that fails meanwhile, where once() would reject
+      new Promise((resolve) => { thread.once('exit', resolve); }));
     await this.#back.stop({ graceMs: 0 });
     await Promise.all(ends);
     clearTimeout(late);
