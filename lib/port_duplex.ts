@@ -3,8 +3,8 @@ import { Duplex } from 'node:stream';
 import type { MessagePort, Worker } from 'node:worker_threads';
 
 /**
- * Letters of one byte each cross as a string, which takes a sixth less of both threads than bytes in
- * a buffer of their own: that has to be made, handed over and collected.
+ * Letters of one byte each cross as a string: a tenth less processor time a small request than bytes
+ * in a buffer of their own, which has to be made, handed over and collected.
  */
 export class PortDuplex extends Duplex {
   readonly #port: MessagePort | Worker;

@@ -13,8 +13,10 @@ import type { MicroClient } from '../../../lib/micro_client.ts';
 import { build } from '../build.ts';
 import { median } from '../shapes.ts';
 import type { NodeSetUp } from './router_node.ts';
+import { createSpin } from './router_spin.ts';
 
-const TEXT = '1000000'.padEnd(32, '-');
+const textOf = (rounds: number): string => String(rounds).padEnd(32, '-'); // for router_spin.ts
+const TEXT = textOf(0);
 const WARM_UP_MS = 800, SLICE_MS = 250;
 const seconds = Number(process.argv[2] ?? 6);
 const folder = mkdtempSync(join(tmpdir(), 'portcall-bench-router-'));
@@ -47,13 +49,27 @@ async function routed(workers: number, waitMs?: number): Promise<MicroClient> {
   return dial(port);
 }
 
+/** How many rounds of router_spin.ts take a millisecond of this processor, undisturbed. */
+function roundsOfMs(): number {
+  const { callback } = createSpin();
+  const [rounds, tries] = [200_000, 100];
+  const times = Array.from({ length: tries }, () => {
+    const began = performance.now();
+    callback(textOf(rounds));
+    return performance.now() - began;
+  });
+  return Math.round(rounds / Math.min(...times));
+}
+
 /** Replies a second of `inFlight` calls at any time. */
-async function rate(client: MicroClient, inFlight: number, ms: number): Promise<number> {
+async function rate(
+  client: MicroClient, inFlight: number, ms: number, text = TEXT,
+): Promise<number> {
   const began = performance.now();
   let replies = 0;
   const lane = async () => {
     while (performance.now() - began < ms) {
-      if (await client.sendMessage(TEXT) !== TEXT) throw new Error('Cannot count a reply: it is another text');
+      if (await client.sendMessage(text) !== text) throw new Error('Cannot count a reply: it is another text');
       replies++;
     }
   };
@@ -61,14 +77,19 @@ async function rate(client: MicroClient, inFlight: number, ms: number): Promise<
   return replies / (performance.now() - began) * 1000;
 }
 
-interface Comparison { name: string; inFlight: number; atLeast: number; a: MicroClient; b: MicroClient }
+interface Comparison {
+  name: string; inFlight: number; atLeast: number; a: MicroClient; b: MicroClient; text?: string;
+}
 
-async function compare({ name, inFlight, atLeast, a, b }: Comparison): Promise<void> {
+async function compare({ name, inFlight, atLeast, a, b, text }: Comparison): Promise<void> {
   const [ratios, rates]: [number[], [number, number][]] = [[], []];
   for (const client of [a, b]) await rate(client, inFlight, WARM_UP_MS);
+  // Behind ten thousands without work: a thousand with it leave half of the code uncompiled.
+  if (text !== undefined) for (const client of [a, b]) await rate(client, inFlight, WARM_UP_MS, text);
   const rounds = Math.max(3, Math.round(seconds * 1000 / SLICE_MS / 2));
   for (let round = 0; round < rounds; round++) {
-    const pair: [number, number] = [await rate(a, inFlight, SLICE_MS), await rate(b, inFlight, SLICE_MS)];
+    const pair: [number, number] =
+      [await rate(a, inFlight, SLICE_MS, text), await rate(b, inFlight, SLICE_MS, text)];
     rates.push(pair);
     ratios.push(pair[0] / pair[1]);
   }
@@ -91,7 +112,7 @@ try {
   const [two, single] = [dial((await start({ kind: 'server', threads: 2 })).port),
     dial((await start({ kind: 'server', threads: 1 })).port)];
   await compare({ name: '2 threads by 1, 1 ms of processor time a reply', inFlight: 8, atLeast: 1.9,
-    a: two, b: single });
+    a: two, b: single, text: textOf(roundsOfMs()) });
 } finally {
   await Promise.all(clients.map((client) => client.close()));
   for (const child of children) child.disconnect();
