@@ -22,7 +22,7 @@ import { mkdir, stat } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { syncFolder } from './atomic_file.ts';
 import { lockFolder, type FolderLock } from './folder_lock.ts';
-import { lineOf, MAX_LINE_BYTES, seal, textOf, type Damage } from './journal_records.ts';
+import { lineOf, linesOf, MAX_LINE_BYTES, seal, textOf, type Damage } from './journal_records.ts';
 import { countUpTo, Segment } from './journal_segment.ts';
 import { JournalWriter } from './journal_writer.ts';
 import { positive, textOf as reasonOf, type Log } from './micro_client.ts';
@@ -54,10 +54,11 @@ export interface JournalRecord { number: number; text: string }
 /** Appends that are written and acknowledged together. */
 interface Group {
   first: number;
-  count: number;
+  /** What stands in a line before its text. */
+  headLetters: number;
+  texts: string[];
   /** In memory, as {@link JournalOptions.maxWaitingBytes} counts. */
   bytes: number;
-  lines: string;
   promise: Promise<void>;
   resolve: () => void;
   reject: (error: Error) => void;
@@ -68,6 +69,7 @@ const PAGE_BYTES = 1024 * 1024;
 const SCAN_BYTES = 1024 * 1024;
 const KEPT_BYTES = 1024 * 1024; // a buffer larger than that is let go after its group
 const MOST_TOLD = 100;
+const SHORT_LETTERS = MAX_LINE_BYTES / 8; // as JSON, a letter takes 6 bytes at most
 
 export class Journal {
   readonly #folder: string;
@@ -151,20 +153,19 @@ export class Journal {
       return Promise.reject(new TypeError(`Cannot append ${typeof text}: expected a string`));
     }
     if (this.#closing !== undefined) return Promise.reject(this.#problem('it is closed'));
-    const line = lineOf(this.#count, text);
-    if (line.length > MAX_LINE_BYTES / 3 && Buffer.byteLength(line) > MAX_LINE_BYTES) {
+    if (text.length > SHORT_LETTERS && Buffer.byteLength(lineOf(this.#count, text)) > MAX_LINE_BYTES) {
       return Promise.reject(this.#problem(`a line has over ${MAX_LINE_BYTES} bytes`));
     }
-    const waitingBytes = this.#waitingBytes + 2 * line.length;
-    if (waitingBytes > this.#maxWaitingBytes) {
+    const group = this.#waiting ?? newGroup(this.#count);
+    const bytes = 2 * (group.headLetters + text.length + 1);
+    if (this.#waitingBytes + bytes > this.#maxWaitingBytes) {
       return Promise.reject(this.#problem(`${this.#waitingBytes} bytes wait to be written, ` +
         `at most ${this.#maxWaitingBytes} may. Wait for earlier ones`));
     }
-    this.#waitingBytes = waitingBytes;
-    const group = this.#waiting ??= newGroup(this.#count);
-    group.lines += line;
-    group.bytes += 2 * line.length;
-    group.count++;
+    this.#waitingBytes += bytes;
+    this.#waiting = group;
+    group.texts.push(text);
+    group.bytes += bytes;
     this.#count++;
     this.#flushing ??= this.#flush();
     return group.promise;
@@ -271,7 +272,7 @@ export class Journal {
       this.#waiting = undefined;
       try {
         await this.#write(group);
-        this.#storedCount += group.count;
+        this.#storedCount += group.texts.length;
         this.#waitingBytes -= group.bytes;
         this.#tellSuccess();
         group.resolve();
@@ -285,13 +286,13 @@ export class Journal {
   async #write(group: Group): Promise<void> {
     await this.#makeReady();
     const { segment } = this.#writer;
-    const bytes = Buffer.byteLength(group.lines);
-    const lines = bytes <= this.#buffer.length ? this.#buffer : Buffer.allocUnsafeSlow(bytes);
-    if (bytes <= KEPT_BYTES) this.#buffer = lines;
-    lines.write(group.lines, 0, 'utf8');
-    let number = group.first;
-    seal(lines, bytes, (start) => segment.mark(number++, segment.bytes + start));
-    await this.#writer.append(lines, bytes, this.#fsync === 'always');
+    const lines = linesOf(group.first, group.texts);
+    const bytes = Buffer.byteLength(lines);
+    const buffer = bytes <= this.#buffer.length ? this.#buffer : Buffer.allocUnsafeSlow(bytes);
+    if (bytes <= KEPT_BYTES) this.#buffer = buffer;
+    buffer.write(lines, 0, bytes === lines.length ? 'latin1' : 'utf8'); // ASCII is both, and copied
+    seal(buffer, bytes, group.first, (number, at) => segment.mark(number, segment.bytes + at));
+    await this.#writer.append(buffer, bytes, this.#fsync === 'always');
     if (this.#fsync === 'interval') this.#syncSoon();
   }
 
@@ -400,7 +401,7 @@ async function isFolder(path: string): Promise<boolean> {
 function newGroup(first: number): Group {
   let settle: Pick<Group, 'resolve' | 'reject'> | undefined;
   const promise = new Promise<void>((resolve, reject) => { settle = { resolve, reject }; });
-  return { first, count: 0, bytes: 0, lines: '', promise, ...settle! };
+  return { first, headLetters: lineOf(first, '').length - 1, texts: [], bytes: 0, promise, ...settle! };
 }
 
 function describe({ offset, bytes, from, to }: Damage, path: string): string {

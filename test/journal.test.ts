@@ -58,6 +58,17 @@ describe('records', () => {
       crc32(Buffer.from('1"two\\nlines"')).toString(16).padStart(8, '0')} 1"two\\nlines"\n`);
   });
 
+  it('are the same in a group as one by one, whatever their number and text', () => {
+    const alone = (text: string, number: number) => linesOf([text], number).toString();
+    for (const first of [0, 1, 8, 9, 95, 99_999, 2 ** 31 - 3, 9_999_999_999, 2 ** 53 - 100]) {
+      for (const odd of ['', '\n', 'two\nlines', '\ud800', '☃']) {
+        const texts = [...range(12).map((at) => `text ${at}`), odd, 'last'];
+        expect(linesOf(texts, first).toString()).toBe(texts.map((text, at) => alone(text, first + at)).join(''));
+      }
+    }
+    expect(alone('x', 12_345)).toMatch(/^[0-9a-f]{8} 12345 x\n$/);
+  });
+
   it('are read back whatever their text is, in pieces of every size', () => {
     const random = seeded();
     const small = TEXTS.filter(({ length }) => length < 1_000);

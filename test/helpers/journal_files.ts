@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Journal, type JournalOptions } from '../../lib/journal.ts';
-import { lineOf, seal } from '../../lib/journal_records.ts';
+import { linesOf as unsealed, seal } from '../../lib/journal_records.ts';
 
 export interface Found {
   /** By number. */
@@ -44,8 +44,8 @@ export function segmentsOf(folder: string): string[] {
 
 /** A journal's lines as it would write them. */
 export function linesOf(texts: readonly string[], first = 0): Buffer {
-  const lines = Buffer.from(texts.map((text, at) => lineOf(first + at, text)).join(''));
-  seal(lines, lines.length, () => {});
+  const lines = Buffer.from(unsealed(first, texts));
+  seal(lines, lines.length, first, () => {});
   return lines;
 }
 
