@@ -129,6 +129,38 @@ describe('requests', () => {
     expect(contentOf(folder), 'control characters in files').not.toMatch(/[\0-\x09\x0b-\x1f]/);
   });
 
+  it('stores the same event however its request is spelled', async () => {
+    const spellings: ((fields: Told) => string)[] = [
+      (fields) => JSON.stringify(fields),
+      (fields) => JSON.stringify(fields, null, 1).replaceAll(/\n */g, ' ').replace('{ ', '{').replace(' }', '}'),
+      (fields) => JSON.stringify(fields, null, 2),
+      (fields) => JSON.stringify(Object.fromEntries(Object.entries(fields).toReversed())),
+      (fields) => JSON.stringify({ ...fields, more: 1 }),
+      (fields) => JSON.stringify(fields).replace('{', '{"eventName":"first",'),
+      (fields) => JSON.stringify(fields).replace('timestamp', '\\u0074imestamp'),
+      (fields) => JSON.stringify(fields).replace('Task', '\\u0054ask').replace('add.task', '\\u0061dd.task'),
+    ];
+    const names = ['add.task', ' ', 'a b', '","id":"x', 'C:\\temp', 'ä☃', '👍', '\x7f', '\x1b', '\ud800', '\u2028', '}'];
+    await withCalendar({ clock: () => START, whitelist: ['Task Tracker', 'Ä"\\'] }, async (ask, service) => {
+      for (const [at, name] of names.entries()) {
+        for (const client of ['Task Tracker', 'Ä"\\']) {
+          for (const spell of spellings) {
+            const text = spell(event(name, client));
+            expect(JSON.parse(text), text).toMatchObject(event(name, client));
+            expect(await service.callback(text, {} as Context), text).toContain('"status":200');
+            const withId = spell({ ...event(name, client), id: `${name}${client}` });
+            expect(await service.callback(withId, {} as Context), withId).toContain('"status":200');
+          }
+        }
+        const { eventName, timestamp } = (await allEvents(ask)).at(-1) as Event;
+        expect([at, eventName, timestamp]).toEqual([at, name, '2025-11-11T19:04:12Z']);
+      }
+      const stored = (await allEvents(ask)).map(({ clientID, eventName }) => ({ clientID, eventName }));
+      expect(stored).toEqual(names.flatMap((eventName) => ['Task Tracker', 'Ä"\\'].flatMap((clientID) =>
+        range(spellings.length + 1).map(() => ({ clientID, eventName })))));
+    });
+  });
+
   it('keeps its contract', async () => {
     await withCalendar({ clock: () => START, allowQuit: true }, async (ask, { contract }) => {
       for (const name of ['ping', 'timestamp', 'events', 'quit']) {
