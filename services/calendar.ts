@@ -9,6 +9,7 @@ import { zmtp } from '../lib/dialects/zmtp.ts';
 import type { Context, Service } from '../lib/index.ts';
 import { Journal, type JournalOptions, type JournalRecord } from '../lib/journal.ts';
 import { exceeds, logToStderr, positive, quoted, textOf, type Log } from '../lib/micro_client.ts';
+import { Later } from '../lib/micro_server.ts';
 
 export interface CalendarOptions {
   /** Gets the journal and `event_log.json`; made if missing, and held by one process at a time. */
@@ -109,12 +110,12 @@ class Calendar {
   #second = -Infinity; // since 1970, of the newest time stamp
   #recordEnd = ''; #reply = ''; // made once a second
   #written: Promise<void> | undefined; // the newest group of events, which share a write
-  #answer: Promise<string> | undefined; // and a reply
+  #answer: GroupReply | undefined; // and a reply
   /** By the part of the record before the event's name: the record's number, oldest first. */
   readonly #ids = new Map<string, number>();
   readonly #oldestIds = this.#ids.keys(); // one for all time: a new one would pass what was deleted
   /** Of ids whose event is being written. */
-  readonly #pending = new Map<string, { name: string; answer: Promise<string> }>();
+  readonly #pending = new Map<string, { name: string; answer: GroupReply }>();
   #saving: Promise<void> | undefined;
   #saved: Saved | undefined; // once it was asked for
 
@@ -155,7 +156,7 @@ class Calendar {
     if (last !== undefined) this.#turnTo(Date.parse(timestampOf(last)) / 1000);
   }
 
-  answer(message: string, context: Context): string | Promise<string> {
+  answer(message: string, context: Context): Reply {
     const usual = USUAL.exec(message);
     if (usual !== null) return this.#timestamp(usual[1], usual[2], usual[3], plainJson);
     if (message === 'Q') return this.#quit(context);
@@ -187,7 +188,7 @@ class Calendar {
   // Events in.
   #timestamp(
     clientID: unknown, eventName: unknown, id: unknown, toJson: (text: string) => string,
-  ): string | Promise<string> {
+  ): Reply {
     if (!isText(clientID)) return missing('clientID');
     if (!isText(eventName) || exceeds(eventName, this.#maxEventNameBytes)) return missing('eventName');
     if (id !== undefined && (!isText(id) || id.length > MAX_ID_LENGTH)) return missing('id');
@@ -200,7 +201,7 @@ class Calendar {
   }
 
   /** One event for one key, and the same reply each time. */
-  #once(key: string, name: string): string | Promise<string> {
+  #once(key: string, name: string): Reply {
     const pending = this.#pending.get(key);
     if (pending !== undefined) return pending.name === name ? pending.answer : ID_IN_USE;
     const number = this.#ids.get(key);
@@ -209,11 +210,11 @@ class Calendar {
     const next = this.#journal.count;
     const answer = this.#store(key, name);
     this.#pending.set(key, { name, answer });
-    return answer.then((reply) => {
+    answer.tell({ resolve: (reply) => {
       this.#pending.delete(key); // of what was not stored, the id is free again
       if (reply !== NOT_STORED) this.#remember(key, next);
-      return reply;
-    });
+    } });
+    return answer;
   }
 
   /** The reply to what was stored under an id, as the journal has it. */
@@ -228,16 +229,17 @@ class Calendar {
     }
   }
 
-  /** Appends a record. Events of one group and one second share the promise of their reply. */
-  #store(recordStart: string, name: string): Promise<string> {
+  /** Appends a record. Events of one group and one second share their reply. */
+  #store(recordStart: string, name: string): GroupReply {
     const second = Math.floor(this.#clock() / 1000);
     if (second > this.#second) this.#turnTo(second); // else it is the same, or was set back
     const written = this.#journal.append(recordStart + name + this.#recordEnd);
     if (written === this.#written && this.#answer !== undefined) return this.#answer;
 
-    const reply = this.#reply;
+    const [answer, reply] = [new GroupReply(), this.#reply];
     this.#written = written;
-    return this.#answer = written.then(() => reply, () => NOT_STORED); // the journal's log tells why
+    written.then(() => answer.give(reply), () => answer.give(NOT_STORED)); // the journal's log tells why
+    return this.#answer = answer;
   }
 
   #remember(key: string, number: number): void {
@@ -376,6 +378,34 @@ class Calendar {
       yield ']';
     }
     yield '}\n';
+  }
+}
+
+/** At once, or as soon as it can be told. */
+type Reply = string | GroupReply | Promise<string>;
+
+interface Waiting { resolve(reply: string): void }
+
+/** What a group of events waits for: tells one after the other, without a promise for each. */
+class GroupReply extends Later implements PromiseLike<string> {
+  readonly #waiting: Waiting[] = [];
+  #reply: string | undefined;
+
+  tell(whom: Waiting): void {
+    if (this.#reply === undefined) this.#waiting.push(whom);
+    else whom.resolve(this.#reply);
+  }
+
+  give(reply: string): void {
+    this.#reply = reply;
+    for (const whom of this.#waiting) whom.resolve(reply);
+  }
+
+  then<A = string, B = never>(
+    onReply?: ((reply: string) => A | PromiseLike<A>) | null,
+    onError?: ((error: unknown) => B | PromiseLike<B>) | null,
+  ): Promise<A | B> {
+    return new Promise<string>((resolve) => this.tell({ resolve })).then(onReply, onError);
   }
 }
 
