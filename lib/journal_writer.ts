@@ -13,17 +13,20 @@ const APPENDING = constants.O_RDWR | constants.O_APPEND;
 /** The system copies that in some 20 µs, less than a thread takes to be woken and to tell of it. */
 const AT_ONCE_BYTES = 64 * 1024;
 
+/** Of a file, whatever its name. */
+interface Identity { readonly dev: number; readonly ino: number }
+
 export class JournalWriter {
   readonly segment: Segment;
   #file: FileHandle;
-  #identity: string;
+  readonly #identity: Identity;
   /** Up to where it has reached the disk. */
   #syncedBytes: number;
   #syncing: Promise<void> = Promise.resolve();
   #doubt: Error | undefined;
   #isLost = false;
 
-  private constructor(segment: Segment, file: FileHandle, identity: string) {
+  private constructor(segment: Segment, file: FileHandle, identity: Identity) {
     this.segment = segment;
     this.#file = file;
     this.#identity = identity;
@@ -53,7 +56,7 @@ export class JournalWriter {
     const file = await openPlainFile(segment.path, flags);
     try {
       await prepare(file);
-      return new JournalWriter(segment, file, identityOf(await file.stat()));
+      return new JournalWriter(segment, file, await file.stat());
     } catch (error) {
       await file.close();
       throw error;
@@ -120,8 +123,9 @@ export class JournalWriter {
   /** Synchronous: 2 µs, and nothing can come between it and what it lets through. */
   #checkPlace(expectedBytes?: number): void {
     const { path } = this.segment;
+    const { dev, ino } = this.#identity;
     const stat = lstatSync(path, { throwIfNoEntry: false });
-    if (stat !== undefined && identityOf(stat) === this.#identity &&
+    if (stat !== undefined && stat.ino === ino && stat.dev === dev &&
       stat.size === (expectedBytes ?? stat.size)) return;
     this.#isLost = true;
     throw new Error(stat === undefined ? `"${path}" is no longer there`
@@ -224,10 +228,6 @@ function writeAtOnce(...rest: Parameters<typeof writeSome>): number {
   const taken = writeSync(...rest);
   if (taken > 0) return taken;
   throw new Error('the file took no byte');
-}
-
-function identityOf({ dev, ino }: { dev: number; ino: number }): string {
-  return `${dev}:${ino}`;
 }
 
 async function cut(file: FileHandle, bytes: number): Promise<void> {
