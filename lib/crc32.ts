@@ -1,10 +1,9 @@
 /**
  * The CRC-32 of zip, gzip and PNG (ISO 3309; polynomial 0xEDB88320, reflected), eight bytes a step.
  *
- * `zlib.crc32` came with Node 20.15 and 22.2, later than what this package takes. It is slower
- * here, too: a call on 112 bytes within a larger buffer takes it 228 ns, most of it for `subarray`
- * and the way into C++; with four bytes a step this took 92 ns, with eight it takes a fifth less
- * (Node 20.20; `test/bench/scripts/journal.ts` runs it).
+ * `zlib.crc32` is slower here: a call on 112 bytes within a larger buffer takes it 228 ns, most of
+ * it for `subarray` and the way into C++. With four bytes a step this took 92 ns, with eight it
+ * takes a fifth less (Node 20.20; `test/bench/scripts/journal.ts` runs it).
  */
 const TABLE = new Int32Array(8 * 256);
 for (let byte = 0; byte < 256; byte++) {

@@ -134,6 +134,6 @@ fault('E01', `kill -9 ×${KILLS} at random moments under load`, async () => {
       unknown += told.unknown;
     }
   }));
-  expect(ok, `acknowledged events, FUZZ_SEED=${FUZZ_SEED}`).toBeGreaterThan(10 * KILLS);
+  expect(ok, `acknowledged events, FUZZ_SEED=${FUZZ_SEED}`).toBeGreaterThan(5 * KILLS);
   expect(unknown, 'events lost in flight').toBeGreaterThan(KILLS / 10);
 }, { timeoutMs: 60_000 + KILLS * 600 });
