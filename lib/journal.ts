@@ -20,6 +20,7 @@
  */
 import { mkdir, stat } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
+import { setImmediate as turn } from 'node:timers/promises';
 import { syncFolder } from './atomic_file.ts';
 import { lockFolder, type FolderLock } from './folder_lock.ts';
 import { lineOf, linesOf, MAX_LINE_BYTES, seal, textOf, type Damage } from './journal_records.ts';
@@ -69,6 +70,7 @@ const PAGE_BYTES = 1024 * 1024;
 const SCAN_BYTES = 1024 * 1024;
 const KEPT_BYTES = 1024 * 1024; // a buffer larger than that is let go after its group
 const MOST_TOLD = 100;
+const PASSES = 32; // groups that go without waiting for more, where that was in vain
 const SHORT_LETTERS = MAX_LINE_BYTES / 8; // as JSON, a letter takes 6 bytes at most
 
 export class Journal {
@@ -91,6 +93,7 @@ export class Journal {
   #timer: NodeJS.Timeout | undefined;
   #closing: Promise<void> | undefined;
   #isFailing = false;
+  #expected = 0; #expectedUntil = 0; #passes = 0; // events to share a sync; groups that wait for none
 
   private constructor(options: JournalOptions, lock: FolderLock) {
     this.#folder = resolve(options.folder);
@@ -267,20 +270,35 @@ export class Journal {
    * Writes group after group while there are any. Never rejects: each group tells its own callers.
    */
   async #flush(): Promise<void> {
-    await new Promise(setImmediate); // for all that this turn of the event loop brings
+    await turn(); // for all that this turn of the event loop brings
     for (let group; (group = this.#waiting) !== undefined;) {
+      if (this.#fsync === 'always') await this.#gather(group);
       this.#waiting = undefined;
+      const began = performance.now();
       try {
         await this.#write(group);
         this.#storedCount += group.texts.length;
         this.#waitingBytes -= group.bytes;
         this.#tellSuccess();
         group.resolve();
+        this.#expected = group.texts.length + this.#count - this.#storedCount;
+        this.#expectedUntil = performance.now() + (performance.now() - began) / 2;
       } catch (error) {
         this.#fail(group, error);
       }
     }
     this.#flushing = undefined;
+  }
+
+  /**
+   * Who was just answered often has more at once. Lets that share a sync with what waits already, up
+   * to half the time that a sync takes: 64 callers share one, in place of two by turns with 32 each.
+   * Where it doesn't come, the next groups don't wait for it.
+   */
+  async #gather(group: Group): Promise<void> {
+    if (this.#passes > 0) return void this.#passes--;
+    while (group.texts.length < this.#expected && performance.now() < this.#expectedUntil) await turn();
+    if (group.texts.length < this.#expected / 2) this.#passes = PASSES;
   }
 
   async #write(group: Group): Promise<void> {

@@ -599,11 +599,11 @@ export class Outbox {
   }
   /** Gathers what is pushed up to release(), which is up to the caller if this is true. */
   hold(): boolean { return !this.isScheduled && (this.isScheduled = true); }
+  gather(): void { this.#early = 16_384; } // nothing early in this tick: what comes is known, and comes at once
   release(): void { this.isScheduled = false; this.#early = Math.max(512, this.#early / 2); this.flush(); }
   static #release(outbox: Outbox): void { outbox.release(); } // a closure for each would be kept by each connection
   flush(behind?: Uint8Array): void {
-    const text = this.#text; this.#text = '';
-    if (!this.#duplex.writable) return;
+    const text = this.#text; this.#text = ''; if (!this.#duplex.writable) return;
     // Latin1 is copied where UTF-8 is encoded; for ASCII both are the same bytes.
     if (text !== '') this.#duplex.write(text, Buffer.byteLength(text) === text.length ? 'latin1' : 'utf8');
     if (behind !== undefined) this.#duplex.write(behind);

@@ -516,7 +516,7 @@ class Connection implements Sink {
     request.settle();
     const requests = this.#requests ?? NONE, at = requests.indexOf(request);
     if (at !== -1) {
-      if (!this.#outbox.isScheduled) this.hub.now = now(); // once a tick
+      if (!this.#outbox.isScheduled) { this.hub.now = now(); this.#outbox.gather(); } // once a tick
       this.hub.latency.record(this.hub.now - request.since, 1);
     }
     if (requests.length === 0 || this.#dialect?.ordered !== true) {
