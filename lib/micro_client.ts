@@ -16,8 +16,7 @@ export interface CallOptions {
 }
 export interface ClientOptions {
   ports?: Ports; token?: string; // the latter: the secret of a server with the option `token`
-  timeoutMs?: number; // of a call that names none; default 5,000
-  retry?: boolean; // likewise; default false: a call fails with the dial it waits for
+  timeoutMs?: number; retry?: boolean; // of a call that names none; default 5,000, and false: it fails with its dial
   dialect?: Dialect; // where the address names none, as zmtp+tcp://host:port does; default frames()
   maxQueued?: number; // calls waiting for anything at all; past it `SERVER_BUSY`, not sent; default 16,384
   maxMessageBytes?: number; // of UTF-8, sent or received; past it `MESSAGE_TOO_LARGE`; default 1 MiB
@@ -34,8 +33,7 @@ export class MicroClient {
   readonly #alarm = new Alarm((at) => this.#walk(at));
   readonly #calls: (Call | undefined)[] = []; readonly #free: number[] = []; // slots; free once the final frame came
   readonly #links = new Set<Link>(); // the one below, and those that only finish their calls
-  #link: Link | undefined; // takes new calls, once it is open
-  #queue: Call[] = []; // on no connection yet
+  #link: Link | undefined; #queue: Call[] = []; // the former takes new calls, once it is open; these are on none yet
   #isDialling = false; #failedDials = 0; #retryAt = 0; // the last two: in a row; of all retries, they share the dials
   #tickAt = 0; // the time of this tick, as long as the link has something to write in it
   #address: Address | undefined; #closing: Promise<void> | undefined;
@@ -627,16 +625,18 @@ export class Alarm {
 export const publish = (event: string, facts: () => object, told = channel(`portcall:${event}`)): void =>
   void (told.hasSubscribers && told.publish(facts()));
 /** Looks for 50 us whether more comes before the event loop sleeps, which is what it takes to sleep and be woken: one
- * message at a time is 4 times as fast, for half the processor time. Where nothing came, it is left for twice as many
- * chunks as before, up to 1,024: where all share a core, or answers take longer. PORTCALL_BUSY_POLL=0 turns it off. */
-export const poll = { until: 0, isOn: false, passes: 8, left: process.env['PORTCALL_BUSY_POLL'] === '0' ? Infinity : 16,
-  came(at = now()): void { // a chunk; the clock starts once it is handled
-    if (this.isOn && at <= this.until) { this.until = Infinity; this.passes = 8; }
-    else if (!this.isOn && this.left-- <= 0) { this.isOn = true; this.until = Infinity; setImmediate(lookAgain); }
+ * message at a time is 4 times as fast, for half the processor time. Where nothing came, or all at once, it is left for
+ * twice as many chunks as before, up to 1,024: slow answers, one core, full load. PORTCALL_BUSY_POLL=0 turns it off. */
+export const poll = { isOn: false, until: 0, looks: 0, full: 0, // looks since the last chunk; turns with one at once
+  passes: 8, left: process.env['PORTCALL_BUSY_POLL'] === '0' ? Infinity : 16, // chunks without
+  came(at = now()): void { // a chunk
+    const { isOn, looks } = this; if (isOn ? looks > 1 && at > this.until : this.left-- > 0) return;
+    this.full = isOn && looks < 2 ? this.full + looks : 0; this.looks = 0; this.isOn = true;
+    if (!isOn) setImmediate(lookAgain); else if (looks > 1) this.passes = 8; // it paid
   } };
 function lookAgain(): void {
-  if (poll.until === Infinity) poll.until = now() + 0.05;
-  if (now() < poll.until) return void setImmediate(lookAgain);
+  if (++poll.looks === 1) poll.until = now() + 0.05; // once the chunk is handled
+  if (now() < poll.until && poll.full < 64) return void setImmediate(lookAgain);
   poll.isOn = false; poll.left = poll.passes = Math.min(1_024, 2 * poll.passes);
 }
 /** Milliseconds that never go back; `performance` would have to be loaded first. */
