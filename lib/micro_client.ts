@@ -629,14 +629,14 @@ export const publish = (event: string, facts: () => object, told = channel(`port
  * twice as many chunks as before, up to 1,024: slow answers, one core, full load. PORTCALL_BUSY_POLL=0 turns it off. */
 export const poll = { isOn: false, until: 0, looks: 0, full: 0, // looks since the last chunk; turns with one at once
   passes: 8, left: process.env['PORTCALL_BUSY_POLL'] === '0' ? Infinity : 16, // chunks without
-  came(at = now()): void { // a chunk
-    const { isOn, looks } = this; if (isOn ? looks > 1 && at > this.until : this.left-- > 0) return;
+  came(at?: number): void { // a chunk
+    const { isOn, looks } = this; if (isOn ? looks > 1 && (at ?? now()) > this.until : this.left-- > 0) return;
     this.full = isOn && looks < 2 ? this.full + looks : 0; this.looks = 0; this.isOn = true;
     if (!isOn) setImmediate(lookAgain); else if (looks > 1) this.passes = 8; // it paid
   } };
 function lookAgain(): void {
-  if (++poll.looks === 1) poll.until = now() + 0.05; // once the chunk is handled
-  if (now() < poll.until && poll.full < 64) return void setImmediate(lookAgain);
+  const at = now(); if (++poll.looks === 1) poll.until = at + 0.05; // once the chunk is handled
+  if (at < poll.until && poll.full < 64) return void setImmediate(lookAgain);
   poll.isOn = false; poll.left = poll.passes = Math.min(1_024, 2 * poll.passes);
 }
 /** Milliseconds that never go back; `performance` would have to be loaded first. */
