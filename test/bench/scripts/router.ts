@@ -1,6 +1,7 @@
 /**
  * `node --import tsx test/bench/scripts/router.ts [SECONDS]`: what a router costs, and what workers and
- * threads gain. Both sides of a comparison run at the same time and are driven in turn, in short
+ * threads gain. A relay of `node:net`, which only copies bytes, shows what any process in between
+ * costs. Both sides of a comparison run at the same time and are driven in turn, in short
  * slices; a figure is the median of the rounds' ratios.
  */
 import { fork, type ChildProcess } from 'node:child_process';
@@ -78,7 +79,7 @@ async function rate(
 }
 
 interface Comparison {
-  name: string; inFlight: number; atLeast: number; a: MicroClient; b: MicroClient; text?: string;
+  name: string; inFlight: number; atLeast?: number; a: MicroClient; b: MicroClient; text?: string;
 }
 
 async function compare({ name, inFlight, atLeast, a, b, text }: Comparison): Promise<void> {
@@ -95,18 +96,21 @@ async function compare({ name, inFlight, atLeast, a, b, text }: Comparison): Pro
   }
   const [ours, theirs] = [0, 1].map((side) => Math.round(median(rates.map((pair) => pair[side as 0 | 1]))));
   const ratio = median(ratios);
-  process.stdout.write(`${name.padEnd(52)} ${ratio.toFixed(2)} (at least ${atLeast}: ` +
-    `${ratio >= atLeast ? 'held' : 'MISSED'})  ${ours} and ${theirs} msg/s\n`);
+  const bar = atLeast === undefined ? '' : `(at least ${atLeast}: ${ratio >= atLeast ? 'held' : 'MISSED'})`;
+  process.stdout.write(`${name.padEnd(52)} ${ratio.toFixed(2)} ${bar.padEnd(24)} ${ours} and ${theirs} msg/s\n`);
 }
 
 try {
-  const direct = dial((await start({ kind: 'server' })).port);
+  const server = (await start({ kind: 'server' })).port;
+  const [direct, relayed] = [dial(server), dial((await start({ kind: 'relay', back: server })).port)];
   // As many in flight as a client has, so that the worker's limit does not count here.
   const { port, back = 0 } = await start({ kind: 'router' });
   await start({ kind: 'worker', back });
   const one = dial(port);
   await compare({ name: 'routed by direct, 64 in flight', inFlight: 64, atLeast: 0.6, a: one, b: direct });
   await compare({ name: 'routed by direct, one at a time', inFlight: 1, atLeast: 0.75, a: one, b: direct });
+  await compare({ name: 'relayed by direct, 64 in flight', inFlight: 64, a: relayed, b: direct });
+  await compare({ name: 'relayed by direct, one at a time', inFlight: 1, a: relayed, b: direct });
   await compare({ name: '4 workers by 1, 5 ms a reply, 16 in flight each', inFlight: 64, atLeast: 3.8,
     a: await routed(4, 5), b: await routed(1, 5) });
   const [two, single] = [dial((await start({ kind: 'server', threads: 2 })).port),
