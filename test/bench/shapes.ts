@@ -62,6 +62,8 @@ export const SHAPES: readonly Shape[] = [
     unit: 'ms', round: warmBigText, against: { '1 MiB': {}, bare: {} } },
   { name: 'cpu64', about: 'CPU of both processes for a message, 64 in flight',
     unit: 'µs CPU/msg', round: cpu(FLIGHT_64), against: { bare: { atMost: 0.2 } } },
+  { name: 'cpu1', about: 'CPU of both processes for a message, one at a time',
+    unit: 'µs CPU/msg', round: cpu(ONE), against: { bare: {} } },
   { name: 'idle-silent', about: 'resident memory of a connection that never sent a byte',
     unit: 'bytes/conn', round: idle(false, 'resident'), against: { bare: { atMost: 1.1 } } },
   { name: 'idle-spoken', about: 'resident memory of a connection after one line and its reply',
