@@ -72,7 +72,6 @@ export interface ServeOptions {
   dialect?: Dialect; // default: told by the first bytes
   hello?: Readonly<Record<string, string>>;
 }
-
 /** Makes a function, or a whole service, answer on a named port. */
 export class MicroServer {
   readonly #key: string | number;
@@ -357,7 +356,6 @@ class Connection implements Sink {
     this.#ping(); // a reset comes back where nobody is left,
     setTimeout(() => this.#ping(), 30).unref(); // and is seen when it is written to again
   }
-
   // What the codec tells.
   hello({ token, timeout, identity }: Readonly<Record<string, string>>): void {
     if (this.#admits(token) && Number(timeout) > 0) this.#timeoutMs = Number(timeout);
@@ -413,7 +411,6 @@ class Connection implements Sink {
       : 'Cannot serve with this token. Ask who runs the server for the right one'));
     return false;
   }
-
   // Requests.
   #isFull(): boolean {
     const { maxInFlight, maxOutputBytes } = this.hub.limits;
@@ -574,7 +571,6 @@ class Connection implements Sink {
     return client;
   }
   #gone(id: string): void { this.#forwarded?.get(id)?.leave(); this.#forwarded?.delete(id); }
-
   // Turns and room.
   #pumpSoon(): void { if (!this.#isPumping) setImmediate(() => this.#pump()); this.#isPumping = true; }
   /** Handles held messages, as many as are one connection's turn. */
@@ -616,10 +612,15 @@ class Connection implements Sink {
     if (this.#isFlooded) return;
     this.#isFlooded = true;
     const socket = this.#duplex as Duplex & Partial<Pick<Socket, 'setTimeout'>>;
-    const onStalled = () => { if (socket.writableLength > 0) this.#cut('outputTimeoutMs'); };
-    socket.setTimeout?.(this.hub.limits.outputTimeoutMs, onStalled);
+    const most = this.hub.limits.outputTimeoutMs, step = most / 8; let since = 0, last = 0;
+    const onQuiet = () => { // nothing was taken for a step: Node tells after one or two; in a row, since the first
+      const at = now(); since = at - last > 1.5 * step ? at - step : since; last = at;
+      const isStalled = socket.writableLength > 0 && at - since > most - step / 2;
+      if (isStalled) this.#cut('outputTimeoutMs'); else socket.setTimeout?.(step, onQuiet);
+    };
+    socket.setTimeout?.(step, onQuiet);
     socket.once('drain', () => {
-      this.#isFlooded = false; socket.setTimeout?.(0, onStalled);
+      this.#isFlooded = false; socket.setTimeout?.(0, onQuiet);
       for (const request of [...this.#requests ?? NONE]) request.wake();
       this.#rest();
     });
@@ -641,7 +642,6 @@ class Connection implements Sink {
     const ping = this.inFlight > 0 && !this.#duplex.writableNeedDrain ? this.#codec?.control?.('ping', 0) : undefined;
     if (ping !== undefined) this.write(ping);
   }
-
   // The end.
   /** Takes no more, answers what it has, then closes. */
   finish(): void {
