@@ -8,8 +8,8 @@ import { writeFileAtomically } from '../lib/atomic_file.ts';
 import { zmtp } from '../lib/dialects/zmtp.ts';
 import type { Context, Service } from '../lib/index.ts';
 import { Journal, type JournalOptions, type JournalRecord } from '../lib/journal.ts';
+import { Awaitable } from '../lib/later.ts';
 import { exceeds, logToStderr, positive, quoted, textOf, type Log } from '../lib/micro_client.ts';
-import { Later } from '../lib/micro_server.ts';
 
 export interface CalendarOptions {
   /** Gets the journal and `event_log.json`; made if missing, and held by one process at a time. */
@@ -395,7 +395,7 @@ type Reply = string | GroupReply | Promise<string>;
 interface Waiting { resolve(reply: string): void }
 
 /** What a group of events waits for: tells one after the other, without a promise for each. */
-class GroupReply extends Later implements PromiseLike<string> {
+class GroupReply extends Awaitable<string> {
   readonly #waiting: Waiting[] = [];
   #reply: string | undefined;
 
@@ -407,13 +407,6 @@ class GroupReply extends Later implements PromiseLike<string> {
   give(reply: string): void {
     this.#reply = reply;
     for (const whom of this.#waiting) whom.resolve(reply);
-  }
-
-  then<A = string, B = never>(
-    onReply?: ((reply: string) => A | PromiseLike<A>) | null,
-    onError?: ((error: unknown) => B | PromiseLike<B>) | null,
-  ): Promise<A | B> {
-    return new Promise<string>((resolve) => this.tell({ resolve })).then(onReply, onError);
   }
 }
 

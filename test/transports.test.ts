@@ -126,12 +126,7 @@ for (const subject of subjects()) {
       await within(WAIT_MS, client.close(), 'the close');
       expect((await call).code).toBe('CLOSED');
       const other = await open(one);
-      const connections = async (): Promise<number> => {
-        other.write('$stats\n');
-        const [chunk] = await within(WAIT_MS, once(other, 'data'), 'stats') as [Buffer];
-        return (JSON.parse(String(chunk)) as { connections: number }).connections;
-      };
-      await until(async () => await connections() === 1, 2_000, 'that the server has one connection');
+      await until(async () => await connectionsSeen(other) === 1, 2_000, 'that the server has one connection');
     });
 
     it('a server that is killed in a call: lost, maybe done, and at once', async () => {
@@ -215,12 +210,7 @@ for (const subject of subjects()) {
       end.pause();
       end.write('stream 1000 65536\n');
       const other = await open(one);
-      const connections = async (): Promise<number> => {
-        other.write('$stats\n');
-        const [chunk] = await within(WAIT_MS, once(other, 'data'), 'stats') as [Buffer];
-        return (JSON.parse(String(chunk)) as { connections: number }).connections;
-      };
-      await until(async () => await connections() === 1, 5_000, 'that the server gave it up');
+      await until(async () => await connectionsSeen(other) === 1, 5_000, 'that the server gave it up');
     });
 
     it('an idle client keeps no process alive', async () => {
@@ -236,6 +226,13 @@ for (const subject of subjects()) {
       }
     });
   });
+}
+
+/** How many connections the server at the other end of this one has. */
+async function connectionsSeen(end: Duplex): Promise<number> {
+  end.write('$stats\n');
+  const [chunk] = await within(WAIT_MS, once(end, 'data'), 'stats') as [Buffer];
+  return (JSON.parse(String(chunk)) as { connections: number }).connections;
 }
 
 describe('each file of lib/transports', () => {
