@@ -441,8 +441,7 @@ export abstract class LineCodec implements Codec {
   }
   /** Keeps a copy, in one buffer that grows: a million chunks of one byte must not cost a million buffers. */
   #hold(piece: Buffer, sink: Sink): void {
-    if (this.#isSkipping) return;
-    const bytes = this.heldBytes + piece.length;
+    if (this.#isSkipping) return; const bytes = this.heldBytes + piece.length;
     if (bytes > this.maxLine) {
       this.#isSkipping = true;
       return this.tooLarge(Buffer.concat([this.#take(), piece]).toString('latin1', 0, HEAD_BYTES), sink);
@@ -641,10 +640,11 @@ function lookAgain(): void {
 }
 /** Milliseconds that never go back; `performance` would have to be loaded first. */
 export const now = (): number => Number(process.hrtime.bigint()) / 1e6;
-const CHUNK = Buffer.allocUnsafeSlow(64 * 1024); // all clients read into it: what is kept is copied
+const CHUNK = Buffer.allocUnsafeSlow(64 * 1024), VIEWS: Buffer[] = []; // all read into it: what is kept is copied
 const NET: Transport = {
   dial({ host, port, path }, { ready, receive }) {
-    const onread = { buffer: CHUNK, callback: (bytes: number) => { receive(CHUNK.subarray(0, bytes)); return true; } };
+    const cut = (to: number) => (to < 512 ? VIEWS[to] ??= CHUNK.subarray(0, to) : CHUNK.subarray(0, to)); // -40 ns
+    const onread = { buffer: CHUNK, callback: (bytes: number) => { receive(cut(bytes)); return true; } };
     const socket = connect({ ...(path ? { path } : { host: host!, port: port! }), noDelay: true, onread });
     return socket.once('connect', () => {
       // A free port in the range of outgoing ones may be dialled from itself, and connects.
