@@ -12,6 +12,7 @@ import { pause, until } from '../helpers/deadline.ts';
 import { range } from '../helpers/ended.ts';
 import { WallClock } from '../helpers/wall_clock.ts';
 import { FULL, fault, some } from '../helpers/faults.ts';
+import { built } from '../helpers/programs_built.ts';
 import { RawClient } from '../helpers/raw_client.ts';
 import { Stopwatch } from '../helpers/stopwatch.ts';
 
@@ -64,7 +65,7 @@ describe('clocks', () => {
 
   fault('F19', 'every 0, −1s, NaN, abc, ∞', async () => {
     for (const every of some(['0', '0ms', '-1s', '−1s', 'NaN', 'abc', '∞', 'Infinity', '1e999', ''], 2)) {
-      const args = ['--import', 'tsx', 'lib/cli.ts', 'serve', 'backup', '--port', '0', '--source', 'README.md',
+      const args = [built('lib/cli.ts'), 'serve', 'backup', '--port', '0', '--source', 'README.md',
         '--folder', join(tmpdir(), 'portcall-never-made'), `--every=${every}`];
       const { code, stderr } = await new Promise<{ code: unknown; stderr: string }>((resolve) => {
         execFile(process.execPath, args, { cwd: ROOT, timeout: 10_000 }, (error, _stdout, said) =>
