@@ -10,7 +10,7 @@ import { createBackup } from '../../services/backup.ts';
 import { Trial } from '../helpers/backups.ts';
 import { pause, until } from '../helpers/deadline.ts';
 import { range } from '../helpers/ended.ts';
-import { WallClock } from '../helpers/wall_clock.ts';
+import { WallClock } from '../helpers/fake_clock.ts';
 import { FULL, fault, some } from '../helpers/faults.ts';
 import { built } from '../helpers/programs_built.ts';
 import { RawClient } from '../helpers/raw_client.ts';
@@ -34,7 +34,7 @@ describe('clocks', () => {
     try {
       await service.ready;
       service.connected?.({} as Context['client']);
-      await clock.pass(60_000);
+      await clock.advance(60_000);
       await settled(1);
       const changes: [change: string, move: () => void][] = [
         ['slept 8 h', () => clock.sleep(8 * HOUR_MS)],
@@ -45,7 +45,7 @@ describe('clocks', () => {
         writeFileSync(source, change);
         const before = await runs();
         move();
-        await clock.pass(61_000);
+        await clock.advance(61_000);
         await settled(before + 1);
         await pause(100); // a storm would show
         expect(await runs(), `${change}: one run, no storm`).toBe(before + 1);
