@@ -7,7 +7,7 @@ import { MicroClient } from '../../lib/micro_client.ts';
 import { Caller } from '../helpers/caller.ts';
 import { check, History } from '../helpers/checker.ts';
 import { Child } from '../helpers/child.ts';
-import { pause, within } from '../helpers/deadline.ts';
+import { pause, until, within } from '../helpers/deadline.ts';
 import { range, tally } from '../helpers/ended.ts';
 import { fault, FULL } from '../helpers/faults.ts';
 import { freePort } from '../helpers/free_port.ts';
@@ -90,6 +90,7 @@ describe('a server restarted under load', () => {
 describe('a server that comes back to many', () => {
   const DOWN_MS = 3_000;
   const STALLED_MS = 100;
+  const TRIES = 7;
 
   fault('B15', '1,000 clients lose the server for 3 s', async () => {
     const address = await freePort();
@@ -106,6 +107,8 @@ describe('a server that comes back to many', () => {
       const calls = caller.call({ text: 'after', options: { retry: true } }, 25_000);
       calls.catch(quiet);
       await pause(killed + DOWN_MS - performance.now());
+      // By then each has drawn all its chances, unless there was no core for them.
+      await until(async () => await caller.ask<number>('fewestTries') >= TRIES, 10_000, `that each tried ${TRIES} times`);
       const bound = await server.ask<number>('start');
       const ends = await within(20_000, calls, '1,000 replies');
       expect(tally(ends)).toEqual({ reply: 1_000 });

@@ -36,6 +36,7 @@ answer({
     return Promise.all(calls);
   },
   waits: () => [...waits.values()],
+  fewestTries: () => Math.min(...[...waits.values()].map(({ length }) => length)),
   close: () => Promise.all(all.map((client) => client.close())),
 });
 ready({});
