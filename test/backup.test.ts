@@ -14,6 +14,7 @@ import { createBackup, type BackupOptions } from '../services/backup.ts';
 import { NONE, hashOf } from './helpers/backups.ts';
 import { pause, until, within } from './helpers/deadline.ts';
 import { range } from './helpers/ended.ts';
+import { built } from './helpers/programs_built.ts';
 import { RawClient } from './helpers/raw_client.ts';
 
 const MIB = 1024 * 1024;
@@ -46,7 +47,7 @@ async function serving<T>(options: Partial<BackupOptions>, task: (set: Set) => P
 
 /** A command that serves until the test ends it. */
 async function commanded<T>(args: readonly string[], task: (port: number) => Promise<T>): Promise<T> {
-  const words = ['--import', 'tsx', 'lib/cli.ts', 'serve', 'backup', '--port', '0', ...args];
+  const words = [built('lib/cli.ts'), 'serve', 'backup', '--port', '0', ...args];
   const child = spawn(process.execPath, words, { cwd: fileURLToPath(new URL('..', import.meta.url)) });
   const ended = once(child, 'exit');
   let said = '';

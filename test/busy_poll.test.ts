@@ -1,10 +1,12 @@
 /** Who is answered at once looks for more before its event loop sleeps; who isn't, soon gives that up. */
 import { execFileSync } from 'node:child_process';
 import { setTimeout as pause } from 'node:timers/promises';
+import { pathToFileURL } from 'node:url';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { MicroClient, poll } from '../lib/micro_client.ts';
 import { MicroServer } from '../lib/micro_server.ts';
 import { until } from './helpers/deadline.ts';
+import { built } from './helpers/programs_built.ts';
 
 const server = new MicroServer((text) => (text === 'slow' ? pause(2, text) : text), 0);
 let client: MicroClient;
@@ -35,10 +37,10 @@ it('gives it up where answers take longer', async () => {
 });
 
 it('can be turned off', () => {
-  const file = new URL('../lib/micro_client.ts', import.meta.url).href;
+  const file = pathToFileURL(built('lib/micro_client.ts')).href;
   const program = `import { poll } from ${JSON.stringify(file)}; console.log(poll.left);`;
   const left = (env: Record<string, string>) => execFileSync(process.execPath,
-    ['--import', 'tsx', '--input-type=module', '-e', program], { env: { ...process.env, ...env }, encoding: 'utf8' });
+    ['--input-type=module', '-e', program], { env: { ...process.env, ...env }, encoding: 'utf8' });
   expect(left({ PORTCALL_BUSY_POLL: '0' })).toBe('Infinity\n');
   expect(left({})).toBe('16\n');
 });

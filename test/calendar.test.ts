@@ -11,6 +11,7 @@ import { zmtp } from '../lib/dialects/zmtp.ts';
 import { createCalendar, type CalendarOptions } from '../services/calendar.ts';
 import { within } from './helpers/deadline.ts';
 import { range } from './helpers/ended.ts';
+import { built } from './helpers/programs_built.ts';
 import { RawClient } from './helpers/raw_client.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
@@ -439,7 +440,7 @@ describe('Q', () => {
 });
 
 describe('serve calendar', () => {
-  const serve = (...args: string[]) => spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'serve', 'calendar',
+  const serve = (...args: string[]) => spawn(process.execPath, [built('lib/cli.ts'), 'serve', 'calendar',
     '--port', '0', ...args], { cwd: ROOT, stdio: ['ignore', 'pipe', 'pipe'] });
 
   it('takes its options from the command line, and ends with 0 after Q', async () => {

@@ -11,6 +11,7 @@ import { runDemos, type Step } from '../lib/demo.ts';
 import { parseDuration, parseSize } from '../lib/units.ts';
 import { createEcho } from '../services/echo.ts';
 import { freePort } from './helpers/free_port.ts';
+import { built } from './helpers/programs_built.ts';
 import { RawClient } from './helpers/raw_client.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
@@ -52,7 +53,9 @@ class Running {
   #stderr = '';
 
   constructor(args: readonly string[], env: NodeJS.ProcessEnv = {}) {
-    this.child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', ...args],
+    const isTypeScript = args.some((arg) => arg.endsWith('.ts')); // a service of the user's, which wants tsx
+    const program = isTypeScript ? ['--import', 'tsx', 'lib/cli.ts'] : [built('lib/cli.ts')];
+    this.child = spawn(process.execPath, [...program, ...args],
       { cwd: ROOT, env: { ...process.env, ...env } });
     children.add(this.child);
     this.child.on('close', () => children.delete(this.child));

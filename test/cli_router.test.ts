@@ -6,6 +6,7 @@ import { afterAll, describe, expect, it } from 'vitest';
 import { zmtp } from '../lib/dialects/zmtp.ts';
 import { MicroClient } from '../lib/index.ts';
 import { within } from './helpers/deadline.ts';
+import { built } from './helpers/programs_built.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const START_MS = 15_000;
@@ -14,7 +15,7 @@ afterAll(() => { for (const child of children) child.kill('SIGKILL'); });
 
 /** Starts one; resolves with its first line. */
 async function start(...args: string[]): Promise<{ line: string; stop(): Promise<number | null> }> {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', ...args], { cwd: ROOT });
+  const child = spawn(process.execPath, [built('lib/cli.ts'), ...args], { cwd: ROOT });
   children.add(child);
   const ended = once(child, 'exit');
   let said = '';

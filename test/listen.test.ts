@@ -7,15 +7,19 @@ import {
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { afterAll, afterEach, describe, expect, it, vi } from 'vitest';
 import { MicroClient, MicroError, type Address } from '../lib/micro_client.ts';
 import { MicroServer, type ServerOptions } from '../lib/micro_server.ts';
 import { until, within } from './helpers/deadline.ts';
 import { freePort } from './helpers/free_port.ts';
+import { built } from './helpers/programs_built.ts';
 import { RawClient } from './helpers/raw_client.ts';
 
 const WAIT_MS = 5_000;
+/** For processes and threads that are scripts of their own. */
+const SERVER = pathToFileURL(built('lib/micro_server.ts')).href;
 vi.setConfig({ testTimeout: 20_000 }); // each wait has a deadline of its own, which tells more
 const root = mkdtempSync(join(tmpdir(), 'pc-'));
 const servers = new Set<MicroServer>();
@@ -250,7 +254,7 @@ describe('out of descriptors', () => {
   it('it tells so, and goes on when there are some again', async () => {
     const script = `
       import { connect } from 'node:net'; import fs from 'node:fs';
-      import { MicroServer } from ${JSON.stringify(import.meta.resolve('../lib/micro_server.ts'))};
+      import { MicroServer } from ${JSON.stringify(SERVER)};
       const told = [];
       const server = new MicroServer((text) => text, 0, { log: (level, text) => told.push(text) });
       const { port } = await server.startListening();
@@ -267,9 +271,9 @@ describe('out of descriptors', () => {
       const second = await ask();
       console.log(JSON.stringify({ told, first, second }));
       process.exit();`;
-    const file = join(root, 'descriptors.mts');
+    const file = join(root, 'descriptors.mjs');
     writeFileSync(file, script);
-    const command = `ulimit -n 64; exec "$0" --import ${import.meta.resolve('tsx')} ${file}`;
+    const command = `ulimit -n 64; exec "$0" ${file}`;
     const started = spawn('bash', ['-c', command, process.execPath], { stdio: ['ignore', 'pipe', 'inherit'] });
     children.add(started);
     const said = once(started.stdout, 'data') as Promise<[Buffer]>;
@@ -421,9 +425,8 @@ describe('ipc', () => {
     const path = join(mkdtempSync(join(root, 'd')), 's');
     const file = join(root, 'thread.mjs');
     writeFileSync(file, `
-      import { register } from ${JSON.stringify(import.meta.resolve('tsx/esm/api'))}; register();
       import { parentPort } from 'node:worker_threads';
-      const { MicroServer } = await import(${JSON.stringify(import.meta.resolve('../lib/micro_server.ts'))});
+      const { MicroServer } = await import(${JSON.stringify(SERVER)});
       const server = new MicroServer(() => 'thread', 'ipc://${path}');
       await server.startListening();
       parentPort.postMessage('up');`);

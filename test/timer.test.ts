@@ -1,12 +1,14 @@
 /** TIMER, alone with a clock that the tests turn, and over real connections with the system's. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { pathToFileURL } from 'node:url';
 import { afterEach, describe, expect, it } from 'vitest';
 import { MicroClient, MicroServer, type Client, type Context, type Service } from '../lib/index.ts';
 import { zmtp } from '../lib/dialects/zmtp.ts';
 import { createTimer, type TimerOptions } from '../services/timer.ts';
 import { within } from './helpers/deadline.ts';
 import { FakeClock } from './helpers/fake_clock.ts';
+import { built } from './helpers/programs_built.ts';
 import { RawClient } from './helpers/raw_client.ts';
 import { greetingOf, message, messagesOf } from './helpers/zmtp_wire.ts';
 
@@ -372,12 +374,12 @@ describe('over ZMTP', () => {
 
 it('a timer that runs keeps no process alive', async () => {
   const code = `
-    const { createTimer } = await import(${JSON.stringify(new URL('../services/timer.ts', import.meta.url).href)});
+    const { createTimer } = await import(${JSON.stringify(pathToFileURL(built('services/timer.ts')).href)});
     const service = createTimer();
     const context = { client: { state: new Map() } };
     const stream = service.callback('stream 1 0 0', context);
     void (async () => { for await (const tick of stream) console.log(tick); })();`;
-  const child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), '--input-type=module', '-e', code],
+  const child = spawn(process.execPath, ['--input-type=module', '-e', code],
     { stdio: ['ignore', 'pipe', 'inherit'] });
   try {
     let said = '';

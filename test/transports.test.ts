@@ -2,19 +2,17 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type { Duplex } from 'node:stream';
-import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
 import { MicroClient, MicroError, loadTransport, type ClientOptions } from '../lib/micro_client.ts';
 import { MicroServer, type ServerOptions } from '../lib/micro_server.ts';
 import { pause, until, within } from './helpers/deadline.ts';
 import { range } from './helpers/ended.ts';
+import { builtProgram } from './helpers/programs_built.ts';
 import { dial, subjects, untold, type Served } from './helpers/transports.ts';
 
 const WAIT_MS = 10_000;
 const MIB = 1024 * 1024;
 const TEXTS = ['hello', '', ' ', 'naïve ☃ 😀', 'a\nb\r\n\0', '\\n', 'x'.repeat(70_000)];
-const FLAGS = ['--import', import.meta.resolve('tsx')];
-const IDLE = fileURLToPath(new URL('./helpers/programs/idle_client.ts', import.meta.url));
 const clients: MicroClient[] = [];
 const ends: Duplex[] = [];
 const served = new Map<Served, boolean>();
@@ -215,7 +213,7 @@ for (const subject of subjects()) {
 
     it('an idle client keeps no process alive', async () => {
       const address = subject.idle === 'elsewhere' ? (await shared()).url : await subject.address();
-      const child = spawn(process.execPath, [...FLAGS, IDLE, address, subject.idle],
+      const child = spawn(process.execPath, [builtProgram('idle_client.ts'), address, subject.idle],
         { stdio: ['ignore', 'pipe', 'inherit'], env: { ...process.env, NODE_OPTIONS: '' } });
       try {
         const [[code], [said]] = await within(WAIT_MS,

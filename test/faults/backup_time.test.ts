@@ -10,8 +10,9 @@ import { createBackup } from '../../services/backup.ts';
 import { Trial } from '../helpers/backups.ts';
 import { pause, until } from '../helpers/deadline.ts';
 import { range } from '../helpers/ended.ts';
-import { WallClock } from '../helpers/wall_clock.ts';
+import { WallClock } from '../helpers/fake_clock.ts';
 import { FULL, fault, some } from '../helpers/faults.ts';
+import { built } from '../helpers/programs_built.ts';
 import { RawClient } from '../helpers/raw_client.ts';
 import { Stopwatch } from '../helpers/stopwatch.ts';
 
@@ -33,7 +34,7 @@ describe('clocks', () => {
     try {
       await service.ready;
       service.connected?.({} as Context['client']);
-      await clock.pass(60_000);
+      await clock.advance(60_000);
       await settled(1);
       const changes: [change: string, move: () => void][] = [
         ['slept 8 h', () => clock.sleep(8 * HOUR_MS)],
@@ -44,7 +45,7 @@ describe('clocks', () => {
         writeFileSync(source, change);
         const before = await runs();
         move();
-        await clock.pass(61_000);
+        await clock.advance(61_000);
         await settled(before + 1);
         await pause(100); // a storm would show
         expect(await runs(), `${change}: one run, no storm`).toBe(before + 1);
@@ -64,7 +65,7 @@ describe('clocks', () => {
 
   fault('F19', 'every 0, −1s, NaN, abc, ∞', async () => {
     for (const every of some(['0', '0ms', '-1s', '−1s', 'NaN', 'abc', '∞', 'Infinity', '1e999', ''], 2)) {
-      const args = ['--import', 'tsx', 'lib/cli.ts', 'serve', 'backup', '--port', '0', '--source', 'README.md',
+      const args = [built('lib/cli.ts'), 'serve', 'backup', '--port', '0', '--source', 'README.md',
         '--folder', join(tmpdir(), 'portcall-never-made'), `--every=${every}`];
       const { code, stderr } = await new Promise<{ code: unknown; stderr: string }>((resolve) => {
         execFile(process.execPath, args, { cwd: ROOT, timeout: 10_000 }, (error, _stdout, said) =>

@@ -11,6 +11,7 @@ import type { ChildOptions } from '../helpers/child.ts';
 import { range } from '../helpers/ended.ts';
 import { fault, FULL } from '../helpers/faults.ts';
 import { MIB, monitored, type Monitor } from '../helpers/monitor.ts';
+import { built } from '../helpers/programs_built.ts';
 import { RawClient } from '../helpers/raw_client.ts';
 import { scratch } from '../helpers/scratch.ts';
 import { ServerProcess } from '../helpers/server_process.ts';
@@ -209,7 +210,7 @@ fault('E08', 'a second calendar on the same folder, then kill -9 of the first', 
   const first = await ServerProcess.start(setUpOf({ folder }));
   try {
     await monitored(first, PING, async () => {
-      const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'serve',
+      const { status, stdout, stderr } = spawnSync(process.execPath, [built('lib/cli.ts'), 'serve',
         'calendar', '--folder', folder, '--port', '0'], { cwd: ROOT, encoding: 'utf8', timeout: 20_000 });
       expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
       expect(stderr).toMatch(new RegExp(`^Cannot [^\\n]*pid ${first.pid}\\b[^\\n]*\\n$`));
@@ -224,7 +225,7 @@ fault('E08', 'a second calendar on the same folder, then kill -9 of the first', 
 fault('E11', 'the folder is a file, or can\'t be written', async () => {
   const file = join(newFolder(), 'file');
   writeFileSync(file, 'mine');
-  const serve = (folder: string) => spawnSync(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'serve', 'calendar',
+  const serve = (folder: string) => spawnSync(process.execPath, [built('lib/cli.ts'), 'serve', 'calendar',
     '--folder', folder, '--port', '0'], { cwd: ROOT, encoding: 'utf8', timeout: 20_000 });
   for (const folder of [file, join(file, 'below')]) {
     const { status, stdout, stderr } = serve(folder);

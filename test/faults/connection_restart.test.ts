@@ -7,7 +7,7 @@ import { MicroClient } from '../../lib/micro_client.ts';
 import { Caller } from '../helpers/caller.ts';
 import { check, History } from '../helpers/checker.ts';
 import { Child } from '../helpers/child.ts';
-import { pause, within } from '../helpers/deadline.ts';
+import { pause, until, within } from '../helpers/deadline.ts';
 import { range, tally } from '../helpers/ended.ts';
 import { fault, FULL } from '../helpers/faults.ts';
 import { freePort } from '../helpers/free_port.ts';
@@ -15,10 +15,13 @@ import { Load } from '../helpers/load.ts';
 import { seeded } from '../helpers/random.ts';
 import { ServerProcess } from '../helpers/server_process.ts';
 import { stillServes } from '../helpers/still_serves.ts';
+import { Stopwatch } from '../helpers/stopwatch.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'portcall-restart-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 const quiet = () => {};
+/** So long a server that drains still reads requests, to refuse them. */
+const DRAINING_MS = 50;
 
 describe('a server restarted under load', () => {
   fault('B14', 'server restarted ×50 under load, client retries (stop and start)', async () => {
@@ -27,11 +30,19 @@ describe('a server restarted under load', () => {
       const { history, load, close, settle } = begin(server.port);
       for (let left = 50; left > 0; left--) {
         await load.progress(100);
+        const lostBefore = history.with('unknown').size;
+        const watch = new Stopwatch(server.pid);
         await server.stop();
         await server.start();
+        const { waitedMs } = watch;
+        await load.progress(1); // over the next connection: what became of the last one is told
+        // What the server had not read 50 ms after it said that it drains is dropped, unrun: a matter of cores.
+        if (waitedMs < DRAINING_MS / 2) expect(history.with('unknown').size, 'calls lost in a drain').toBe(lostBefore);
       }
       await settle(server);
-      expect([...history.with('unknown')], 'a drain answers all that it took').toEqual([]);
+      const ran = new Set(server.recorded());
+      const dropped = [...history.with('unknown')].filter((name) => ran.has(name));
+      expect(dropped, 'a drain answers all that it took').toEqual([]);
       await stillServes(server);
       await close();
     });
@@ -77,6 +88,10 @@ describe('a server restarted under load', () => {
 });
 
 describe('a server that comes back to many', () => {
+  const DOWN_MS = 3_000;
+  const STALLED_MS = 100;
+  const TRIES = 7;
+
   fault('B15', '1,000 clients lose the server for 3 s', async () => {
     const address = await freePort();
     let server = new Child('arrivals.ts', { address });
@@ -88,9 +103,12 @@ describe('a server that comes back to many', () => {
       await next.ready();
       const killed = await server.kill().then(() => performance.now());
       server = next;
+      const watch = new Stopwatch(caller.pid, next.pid);
       const calls = caller.call({ text: 'after', options: { retry: true } }, 25_000);
       calls.catch(quiet);
-      await pause(killed + 3_000 - performance.now());
+      await pause(killed + DOWN_MS - performance.now());
+      // By then each has drawn all its chances, unless there was no core for them.
+      await until(async () => await caller.ask<number>('fewestTries') >= TRIES, 10_000, `that each tried ${TRIES} times`);
       const bound = await server.ask<number>('start');
       const ends = await within(20_000, calls, '1,000 replies');
       expect(tally(ends)).toEqual({ reply: 1_000 });
@@ -98,12 +116,25 @@ describe('a server that comes back to many', () => {
       expect(lastServed - bound, 'milliseconds until all are served').toBeLessThan(10_000);
       const arrivals = (await server.ask<number[]>('arrivals')).sort((a, b) => a - b);
       expect(arrivals).toHaveLength(1_000);
-      const most = Math.max(...arrivals.map((from) => arrivals.filter((at) => at >= from && at < from + 100).length));
+      const meant = (await caller.ask<number[][]>('waits')).map(meantArrival);
+      expect(meant.filter((at) => at >= DOWN_MS)).toHaveLength(1_000);
+      expect(mostAtATime(meant), 'the most of 1,000 connects that are meant for the same 100 ms').toBeLessThanOrEqual(150);
       const span = `${arrivals[0]! - bound} to ${arrivals.at(-1)! - bound} ms after the start`;
-      expect(most, `the most of 1,000 connects in 100 ms, ${span}`).toBeLessThanOrEqual(150);
+      if (watch.waitedMs > STALLED_MS) return; // then they came when there was a core for them
+      expect(mostAtATime(arrivals), `the most of 1,000 connects in 100 ms, ${span}`).toBeLessThanOrEqual(150);
     } finally {
       await Promise.all([server.kill(), caller.kill()]);
     }
-  // Chance puts more than 150 into one window in one try of 200, and a machine that stalls bunches them all.
-  }, { timeoutMs: 60_000, retry: 2 });
+  }, { timeoutMs: 60_000, retry: 1 }); // chance puts more than 150 into one window in one try of 200
+
+  /** When a client that waited so long before each try comes after the server's start, where nothing else takes time. */
+  function meantArrival(waits: readonly number[]): number {
+    let at = 0;
+    for (let tries = 0; at < DOWN_MS; tries++) at += waits[tries] ?? waits.at(-1) ?? NaN;
+    return at;
+  }
+
+  function mostAtATime(arrivals: readonly number[]): number {
+    return Math.max(...arrivals.map((from) => arrivals.filter((at) => at >= from && at < from + 100).length));
+  }
 });

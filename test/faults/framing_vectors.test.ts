@@ -18,6 +18,8 @@ const answered = vectors.filter(({ answer, dialect }) => answer !== undefined &&
 /** Those that a codec can be shown alone; the first bytes are told by the server. */
 const shown = vectors.filter(({ name, events }) => events.length > 0 && !name.startsWith('first_bytes.json'));
 const CUTS = 800; // of some 30,000, in the quick run
+/** Of as many: test/vectors.test.ts holds each cut of a vector up to 1,500 bytes against what the vector says. */
+const CODEC_CUTS = 8_000;
 const LONG_BYTES = 2_000; // of these, not every cut
 
 const servers = new Map<string, Promise<ServerProcess>>();
@@ -99,7 +101,8 @@ fault('A01', `each of ${answered.length} vectors over tcp, cut in two at every b
 });
 
 fault('A01', `each of ${shown.length} vectors in a codec, cut in two at every byte`, async () => {
-  sameEvents(shown.flatMap((vector) => inTwo(vector.bytes, cutsOf(vector)).map((row) => ({ ...row, vector }))));
+  const rows = shown.flatMap((vector) => inTwo(vector.bytes, cutsOf(vector)).map((row) => ({ ...row, vector })));
+  sameEvents(some(rows, CODEC_CUTS));
 });
 
 fault('A02', `each of ${answered.length} vectors over tcp, in 1-byte packets`, async () => {

@@ -16,7 +16,7 @@ const LOCK = '.portcall-backup.lock';
 export const hashOf = (bytes: string | Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
 /** What a test may set; the clock can't cross to the server's process. */
-export interface TrialOptions extends Omit<BackupOptions, 'clock' | 'folder' | 'source'> {
+interface TrialOptions extends Omit<BackupOptions, 'clock' | 'folder' | 'source'> {
   /** The source's. Default `notes.txt`. */
   name?: string;
   /** What is in the source at first; undefined: there is none. Default `first`. */

@@ -4,20 +4,16 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { CalendarOptions } from '../../services/calendar.ts';
 import { within } from './deadline.ts';
+import { esbuild } from './transpile.ts';
 
 export interface CalendarSetUp extends Omit<CalendarOptions, 'clock' | 'log'> {
   folder: string;
   /** Default: any free one. */
   port?: number;
-}
-
-interface Esbuild {
-  build(options: object): Promise<unknown>;
 }
 
 const START_MS = 15_000;
@@ -26,10 +22,8 @@ process.on('exit', () => { for (const child of alive) child.kill('SIGKILL'); });
 
 /** Makes the program; resolves with its path in `folder`. */
 export async function buildCalendar(folder: string): Promise<string> {
-  const tsx = createRequire(import.meta.url).resolve('tsx');
-  const esbuild = createRequire(tsx)('esbuild') as Esbuild;
   const outfile = join(folder, 'calendar.mjs');
-  await esbuild.build({ entryPoints: [fileURLToPath(new URL('./programs/calendar.ts', import.meta.url))],
+  await esbuild().build({ entryPoints: [fileURLToPath(new URL('./programs/calendar.ts', import.meta.url))],
     loader: { '.md': 'empty' }, // it takes a computed import for one of each file there
     outfile, bundle: true, platform: 'node', format: 'esm', target: 'node20', logLevel: 'error' });
   return outfile;

@@ -1,6 +1,6 @@
 /** Clients in a process of their own: to be killed, to live in another network, to be a thousand. */
 import type { CallOptions, ClientOptions } from '../../lib/micro_client.ts';
-import { Child, type ChildOptions } from './child.ts';
+import { Child, withChild, type ChildOptions } from './child.ts';
 
 export interface CallerSetUp {
   key: string | number;
@@ -35,24 +35,13 @@ export class Caller extends Child {
   /** Starts one and resolves when it can be asked. */
   static async start(setUp: CallerSetUp, options: ChildOptions = {}): Promise<Caller> {
     const caller = new Caller('caller.ts', setUp, options);
-    try {
-      await caller.ready();
-    } catch (error) {
-      await caller.kill();
-      throw error;
-    }
+    await caller.ready();
     return caller;
   }
 
   /** Starts one, does `task`, and ends it. */
-  static async with<T>(setUp: CallerSetUp, task: (caller: Caller) => Promise<T>,
-    options: ChildOptions = {}): Promise<T> {
-    const caller = await Caller.start(setUp, options);
-    try {
-      return await task(caller);
-    } finally {
-      await caller.kill();
-    }
+  static with<T>(setUp: CallerSetUp, task: (caller: Caller) => Promise<T>, options: ChildOptions = {}): Promise<T> {
+    return withChild(Caller.start(setUp, options), task);
   }
 
   /** Resolves when all calls have ended, well or not. */

@@ -4,7 +4,7 @@
  */
 import { MicroError } from '../../lib/micro_client.ts';
 
-export type End = 'ok' | 'fail' | 'unknown';
+type End = 'ok' | 'fail' | 'unknown';
 
 /** What callers were told, each event under a name that is used once. */
 export class History {

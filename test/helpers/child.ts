@@ -14,7 +14,7 @@ export interface ChildOptions {
   wrapper?: readonly string[];
 }
 
-export interface Exit { code: number | null; signal: NodeJS.Signals | null }
+interface Exit { code: number | null; signal: NodeJS.Signals | null }
 interface Question { id: number; command: string; argument: unknown }
 interface Answer { id: number; value?: unknown; error?: string }
 
@@ -73,13 +73,18 @@ export class Child {
     return this.process.pid !== undefined && this.process.exitCode === null && this.process.signalCode === null;
   }
 
-  /** The JSON of its first line on stdout, which tells that it is ready. */
+  /** The JSON of its first line on stdout, which tells that it is ready. Without one it is ended. */
   async ready<T>(): Promise<T> {
     const ended = this.exited.then(({ code, signal }) => {
       throw new Error(`Cannot start ${this.name}: it ended with ${signal ?? code}: ${this.stderr}`);
     });
     const first = Promise.race([this.#first, ended]);
-    return JSON.parse(await within(START_MS, first, `the first line of ${this.name}`)) as T;
+    try {
+      return JSON.parse(await within(START_MS, first, `the first line of ${this.name}`)) as T;
+    } catch (error) {
+      await this.kill();
+      throw error;
+    }
   }
 
   /** Resolves with the answer; rejects if the command failed, the process ended, or time is up. */
@@ -129,6 +134,16 @@ export class Child {
     const [, ...fields] = readFileSync(`/proc/${this.pid}/stat`, 'latin1').split(') ');
     const words = (fields.at(-1) ?? '').split(' ');
     return 10 * (Number(words[11]) + Number(words[12])); // utime, stime in ticks of 10 ms
+  }
+}
+
+/** Does `task` to a child once it has started, and ends it. */
+export async function withChild<C extends Child, T>(start: Promise<C>, task: (child: C) => Promise<T>): Promise<T> {
+  const child = await start;
+  try {
+    return await task(child);
+  } finally {
+    await child.kill();
   }
 }
 

@@ -1,10 +1,10 @@
-/** A clock that a test turns: for a service that takes one. */
+/** Clocks that a test turns: the seams of `services/timer.ts` and of `lib/schedule.ts`. */
 import { setImmediate as turn } from 'node:timers/promises';
+import type { Clock } from '../../lib/schedule.ts';
 
 export class FakeClock {
   #now = 0;
   readonly #tasks = new Set<{ at: number; task: () => void }>();
-
   readonly #lateMs: number;
 
   /** @param lateMs So many milliseconds each task comes late, as on a busy machine; early, if below 0. */
@@ -38,5 +38,32 @@ export class FakeClock {
       await turn(); // what waited for it goes on, and may wait for the next
     }
     this.#now = end;
+  }
+}
+
+/** With a time of day beside the time that goes by. */
+export class WallClock extends FakeClock implements Clock {
+  #aheadMs: number;
+
+  constructor(wallMs = Date.UTC(2026, 0, 1)) {
+    super();
+    this.#aheadMs = wallMs;
+  }
+
+  readonly steadyMs = this.now;
+  readonly wake = this.after;
+
+  wallMs(): number {
+    return this.now() + this.#aheadMs;
+  }
+
+  /** The machine sleeps: the time of day goes on, all else stands still. */
+  sleep(ms: number): void {
+    this.#aheadMs += ms;
+  }
+
+  /** Somebody sets the time of day. */
+  set(byMs: number): void {
+    this.#aheadMs += byMs;
   }
 }

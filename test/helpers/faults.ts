@@ -7,7 +7,7 @@ export const FULL = process.env['FAULTS'] === 'full';
 const QUICK_MS = 30_000;
 const FULL_MS = 15 * 60_000;
 
-export interface FaultOptions {
+interface FaultOptions {
   timeoutMs?: number;
   /** Tries more, where chance and a busy machine may spoil one: say why where it is used. */
   retry?: number;

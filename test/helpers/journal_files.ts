@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { Journal, type JournalOptions } from '../../lib/journal.ts';
 import { linesOf as unsealed, seal } from '../../lib/journal_records.ts';
 
-export interface Found {
+interface Found {
   /** By number. */
   texts: Map<number, string>;
   /** What `log` was told at the start, a line each. */

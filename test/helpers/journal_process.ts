@@ -1,7 +1,7 @@
 /** A journal under test in a process of its own. */
 import { existsSync, readFileSync } from 'node:fs';
 import type { JournalOptions } from '../../lib/journal.ts';
-import { Child, type ChildOptions } from './child.ts';
+import { Child, withChild, type ChildOptions } from './child.ts';
 
 export interface JournalSetUp {
   options: Omit<JournalOptions, 'onRecord' | 'log'>;
@@ -26,25 +26,16 @@ export class JournalProcess extends Child {
   /** Rejects with the journal's own words when it can't be opened. */
   static async start(setUp: JournalSetUp, options: ChildOptions = {}): Promise<JournalProcess> {
     const child = new JournalProcess(setUp, options);
-    try {
-      const { told, error } = await child.ready<{ told: string[]; error?: string }>();
-      if (error !== undefined) throw new Error(error);
-      child.told = told;
-      return child;
-    } catch (error) {
-      await child.kill();
-      throw error;
-    }
+    const { told, error } = await child.ready<{ told: string[]; error?: string }>();
+    child.told = told;
+    if (error === undefined) return child;
+    await child.kill();
+    throw new Error(error);
   }
 
-  static async with<T>(setUp: JournalSetUp, task: (child: JournalProcess) => Promise<T>,
+  static with<T>(setUp: JournalSetUp, task: (child: JournalProcess) => Promise<T>,
     options: ChildOptions = {}): Promise<T> {
-    const child = await JournalProcess.start(setUp, options);
-    try {
-      return await task(child);
-    } finally {
-      await child.kill();
-    }
+    return withChild(JournalProcess.start(setUp, options), task);
   }
 
   append(texts: readonly string[], { together = false } = {}): Promise<Appended[]> {

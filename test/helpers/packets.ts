@@ -3,7 +3,7 @@ import { RawClient } from './raw_client.ts';
 import type { ServerProcess } from './server_process.ts';
 
 /** So many connections are open at a time, and step from packet to packet together. */
-const BATCH = 50;
+const BATCH = 200;
 
 export interface Packets {
   /** What is written at a time, FIN behind the last. */

@@ -6,7 +6,7 @@ import { setImmediate as turn, setTimeout as pause } from 'node:timers/promises'
 /** From the client to the server, or back. */
 export type Way = 'up' | 'down';
 
-export interface ProxyOptions {
+interface ProxyOptions {
   /** Size of the next write, in bytes; each is a packet of its own. Left out: as it came. */
   sliceBytes?: () => number;
   /** Each way by itself. */

@@ -3,12 +3,13 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import { within } from './deadline.ts';
+import { built } from './programs_built.ts';
 
 const START_MS = 20_000;
 
 /** Starts it on a free port, does `task` to that, and ends it. */
 export async function withServed<T>(words: readonly string[], task: (port: number) => Promise<T>): Promise<T> {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'lib/cli.ts', 'serve', ...words, '--port', '0'],
+  const child = spawn(process.execPath, [built('lib/cli.ts'), 'serve', ...words, '--port', '0'],
     { cwd: fileURLToPath(new URL('../..', import.meta.url)), stdio: ['ignore', 'pipe', 'pipe'] });
   const ended = once(child, 'close');
   const said = { stdout: '', stderr: '' };

@@ -6,7 +6,7 @@ import type { Address } from '../../lib/micro_client.ts';
 import type { Further } from './dialects.ts';
 import type { PoolOptions } from '../../lib/pool.ts';
 import type { RouterStats } from '../../lib/router.ts';
-import { Child, type ChildOptions, type Exit } from './child.ts';
+import { Child, withChild, type ChildOptions } from './child.ts';
 
 /** What its callback does. `obey`: what the message says, see {@link Order}; `timer`: the service TIMER. */
 export type Kind = 'echo' | 'never' | 'obey' | 'timer' | `slow:${number}`;
@@ -84,24 +84,14 @@ export class ServerProcess extends Child {
   /** Starts one and resolves when it listens. */
   static async start(setUp: Partial<ServerSetUp> = {}, options: ChildOptions = {}): Promise<ServerProcess> {
     const server = new ServerProcess({ callback: 'echo', ...setUp }, options);
-    try {
-      server.address = await server.ready<Address>();
-    } catch (error) {
-      await server.kill();
-      throw error;
-    }
+    server.address = await server.ready<Address>();
     return server;
   }
 
   /** Starts one, does `task`, and ends it. */
-  static async with<T>(setUp: Partial<ServerSetUp>, task: (server: ServerProcess) => Promise<T>,
+  static with<T>(setUp: Partial<ServerSetUp>, task: (server: ServerProcess) => Promise<T>,
     options: ChildOptions = {}): Promise<T> {
-    const server = await ServerProcess.start(setUp, options);
-    try {
-      return await task(server);
-    } finally {
-      await server.kill();
-    }
+    return withChild(ServerProcess.start(setUp, options), task);
   }
 
   get port(): number {
@@ -159,4 +149,3 @@ export class ServerProcess extends Child {
     return this.recorded().slice(before);
   }
 }
-export type { Exit };

@@ -3,7 +3,7 @@ import { expect } from 'vitest';
 import { MicroClient } from '../../lib/micro_client.ts';
 import { RawClient } from './raw_client.ts';
 
-export interface StillServesOptions {
+interface StillServesOptions {
   /** What a client sends, and what it must hear. By default only pings, which no callback sees. */
   ask?: string;
   reply?: string;

@@ -14,7 +14,7 @@ function reason(): string | undefined {
   }
 }
 
-export interface Trace {
+interface Trace {
   /** What is done to which calls, as strace's `-e inject` words it: `fdatasync:error=EIO:when=3`. */
   inject?: string | readonly string[];
   /** The calls that are looked at: those that touch one of these files, by name or descriptor. */

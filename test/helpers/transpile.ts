@@ -8,14 +8,19 @@ export const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 
 interface Esbuild {
   transformSync(source: string, options: object): { code: string };
+  build(options: object): Promise<unknown>;
+}
+
+/** Found when it is asked for: the programs, which load this file too, lie where no tsx is. */
+export function esbuild(): Esbuild {
+  return createRequire(createRequire(import.meta.url).resolve('tsx'))('esbuild') as Esbuild;
 }
 
 /** Writes each file under the folder, laid out as in the repository. */
 export function transpile(files: readonly string[], folder: string): void {
-  const tsx = createRequire(import.meta.url).resolve('tsx');
-  const esbuild = createRequire(tsx)('esbuild') as Esbuild;
+  const { transformSync } = esbuild();
   for (const file of files) {
-    const { code } = esbuild.transformSync(readFileSync(file, 'utf8'), {
+    const { code } = transformSync(readFileSync(file, 'utf8'), {
       loader: 'ts', format: 'esm', target: 'node20', sourcefile: file,
     });
     const target = join(folder, relative(ROOT, file)).replace(/\.ts$/, '.js');

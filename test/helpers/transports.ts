@@ -20,9 +20,9 @@ export interface Served {
   stop(): Promise<void>;
 }
 
-export interface Killable extends Served { kill(): Promise<unknown> }
+interface Killable extends Served { kill(): Promise<unknown> }
 
-export interface Subject {
+interface Subject {
   name: string;
   /** An address that nobody has. */
   address(): Promise<string>;

@@ -17,18 +17,18 @@ import { RawClient } from './raw_client.ts';
 import { framesOf, greetingOf, messagesOf, shownPart, type ZmtpMessage } from './zmtp_wire.ts';
 
 /** A piece of the bytes: text as UTF-8, or hex; a bare string is text. Or a silence behind those before it. */
-export type Piece = string | { text?: string; hex?: string; times?: number; silentMs?: number };
+type Piece = string | { text?: string; hex?: string; times?: number; silentMs?: number };
 /**
  * A line of an answer, whole or as it begins: errors may be worded otherwise. `rest`: all else. Of
  * ZMTP a message, as the list of its parts.
  */
-export type AnswerLine = string | { starts: string } | { rest: true } | ZmtpMessage;
+type AnswerLine = string | { starts: string } | { rest: true } | ZmtpMessage;
 /** A slot or a line's number; of a request over ZMTP its envelope, as the list of its parts; `raw`. */
-export type ShownTag = number | string[] | 'raw';
-export interface Failure {
+type ShownTag = number | string[] | 'raw';
+interface Failure {
   tag?: ShownTag; kind?: 'error'; code: ErrorCode; outcome?: Outcome; retryAfterMs?: number; text?: string;
 }
-export type VectorEvent =
+type VectorEvent =
   | { hello: Record<string, string> }
   | { message: { tag: ShownTag; text: string; parts?: string[]; timeoutMs?: number; id?: string; client?: string } }
   | { response: { tag: ShownTag; kind: 'reply' | 'part' | 'end'; text: string } | Failure }
@@ -38,7 +38,7 @@ export type VectorEvent =
   | { write: string }
   | { finish: true }
   | { close: null | { starts: string } | Failure };
-export interface Asked { tag: number; text: string; timeoutMs?: number; id?: string; client?: string }
+interface Asked { tag: number; text: string; timeoutMs?: number; id?: string; client?: string }
 export interface Said {
   kind: Kind; tag?: number; text?: string; code?: ErrorCode; outcome?: Outcome; retryAfterMs?: number;
 }

@@ -2,7 +2,7 @@
 
 /** A message as the list of its parts; a command as its name behind `/`, and its data. */
 export type ZmtpMessage = (string | { starts: string })[];
-export interface Frame { flags: number; body: Buffer; shown: string; bytes: number }
+interface Frame { flags: number; body: Buffer; shown: string; bytes: number }
 
 /** Bytes as a test shows them: as text, or as hex behind `0x` where they are none. */
 export function shownPart(bytes: Buffer): string {

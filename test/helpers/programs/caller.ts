@@ -1,4 +1,5 @@
 /** MicroClients as a process of their own: see `../caller.ts`, which starts and asks it. */
+import { subscribe } from 'node:diagnostics_channel';
 import { MicroClient, MicroError } from '../../../lib/micro_client.ts';
 import { answer, given, ready } from '../child.ts';
 import { pause } from '../deadline.ts';
@@ -6,7 +7,13 @@ import { Stopwatch } from '../stopwatch.ts';
 import type { Called, CallerSetUp, Order } from '../caller.ts';
 
 const { key, clients = 1, options } = given<CallerSetUp>();
-const all = Array.from({ length: clients }, () => new MicroClient(key, { ...options, log: () => {} }));
+/** Each by a name of its own, and how long it waited before each try. */
+const waits = new Map(Array.from({ length: clients }, (_, at) => [`CLIENT_${at}`, [] as number[]]));
+const all = [...waits.keys()].map((name) => new MicroClient(name, { ...options, ports: { [name]: key }, log: () => {} }));
+subscribe('portcall:retried', (told) => {
+  const { key: name, waitMs } = told as { key: string; waitMs: number };
+  waits.get(name)?.push(waitMs);
+});
 
 async function call(client: MicroClient, { text, options = {} }: Order): Promise<Called> {
   const [began, watch] = [Date.now(), new Stopwatch()];
@@ -28,6 +35,8 @@ answer({
     }
     return Promise.all(calls);
   },
+  waits: () => [...waits.values()],
+  fewestTries: () => Math.min(...[...waits.values()].map(({ length }) => length)),
   close: () => Promise.all(all.map((client) => client.close())),
 });
 ready({});
