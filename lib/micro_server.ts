@@ -331,8 +331,7 @@ class Connection implements Sink {
   }
   /** Tells the dialect by the first bytes; gives them back once it is known. */
   #sniff(chunk: Buffer, isAll: boolean): Buffer | undefined {
-    const { dialects } = this.hub;
-    const head = this.#head === undefined ? chunk : Buffer.concat([this.#head, chunk]);
+    const { dialects } = this.hub, head = this.#head === undefined ? chunk : Buffer.concat([this.#head, chunk]);
     const answers = dialects.map((dialect) => dialect.matches(head));
     this.#head = !isAll && answers.includes('more') ? Buffer.from(head) : undefined; // a copy: the chunk is lent
     if (this.#head !== undefined) return undefined;
@@ -426,7 +425,7 @@ class Connection implements Sink {
     const { tag, text, id, timeoutMs = this.#timeoutMs ?? Infinity } = message;
     if (this.#find(tag)) return this.error('PROTOCOL_ERROR', `Cannot take slot ${String(tag)} twice`, tag);
     const request = new Request(this, message, Math.min(timeoutMs, hub.limits.callbackTimeoutMs), hub.now);
-    if (hub.isDraining) return this.failed(request, new MicroError('SERVER_BUSY', 'Cannot take it: the server stops'));
+    if (hub.isDraining) return this.failed(request, stopped());
     hub.counts.requests++; let value: unknown;
     try {
       value = id === undefined || !hub.options.dedupe ? hub.service.callback(text, request)
@@ -487,8 +486,7 @@ class Connection implements Sink {
   async #stream(request: Request, iterator: AsyncIterator<unknown>): Promise<void> {
     const { limits: { maxMessageBytes: most }, alarm } = this.hub;
     const isOrdered = this.#dialect?.ordered === true;
-    const ahead: number[] = []; // lengths of the parts that the reader has not taken
-    let aheadBytes = 0;
+    const ahead: number[] = []; let aheadBytes = 0; // lengths of the parts that the reader has not taken
     const hasRoom = () => this.#duplex.writableLength < WINDOW.bytes && (isOrdered
       ? this.#requests?.[0] === request : ahead.length < WINDOW.parts && aheadBytes < WINDOW.bytes);
     request.credit = (parts) => { for (const length of ahead.splice(0, parts)) aheadBytes -= length; request.wake(); };
@@ -551,8 +549,7 @@ class Connection implements Sink {
     else if (held !== undefined) held.answer ??= ['error', error];
   }
   #timeOut(request: Request, why: string): void {
-    if (request.isSettled) return;
-    this.hub.met('callbackTimeoutMs');
+    if (request.isSettled) return; this.hub.met('callbackTimeoutMs');
     this.failed(request, request.abort(new MicroError('TIMEOUT', `${why}: the service still works on it`)));
   }
   #abortAll(why: string): void {
@@ -648,7 +645,11 @@ class Connection implements Sink {
   finish(): void {
     if (this.#state === 'over') return;
     this.#state = 'ending';
-    if (this.inFlight === 0 && this.#held === undefined) this.#linger(LINGER_MS.drained);
+    if (this.inFlight > 0 || this.#held !== undefined) return;
+    // All that was taken is answered: what else was sent is not read any more, and so has not run.
+    const isTold = this.hub.isDraining && this.#codec?.control?.('draining') !== undefined;
+    if (isTold) this.write(this.#codec!.encode('goodbye', stopped()));
+    this.#linger(LINGER_MS.drained);
   }
   drain(): void {
     const draining = this.#codec?.control?.('draining');
@@ -659,8 +660,7 @@ class Connection implements Sink {
   /** The end of a drain: what is still in flight is answered with an error. */
   cutOff(): void {
     for (const one of [...this.#requests ?? NONE]) this.#timeOut(one, 'Cannot finish before the server stops');
-    this.#held = undefined;
-    this.#linger(LINGER_MS.drained);
+    this.#held = undefined; this.finish();
     setTimeout(() => this.#duplex.destroy(), 2 * LINGER_MS.drained);
   }
   #linger(ms: number): void {
@@ -784,9 +784,8 @@ const findHolder = (address: Address): Promise<string> =>
   (loadBeside('port_holder') as Promise<{ findHolder(address: Address): Promise<string> }>)
     .then((found) => found.findHolder(address)).catch(() => 'another process');
 function openFilesLimit(): number {
-  try {
-    return Number(/^Max open files +(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1] ?? Infinity);
-  } catch { return Infinity; } // no Linux: the system doesn't tell
+  try { return Number(/^Max open files +(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1] ?? Infinity); }
+  catch { return Infinity; } // no Linux: the system doesn't tell
 }
 const urlOf = (host: string, port = 0): string => `tcp://${host.includes(':') ? `[${host}]` : host}:${port}`;
 const isStream = (value: unknown): value is AsyncIterable<unknown> =>
@@ -795,6 +794,7 @@ async function again(kept: unknown): Promise<unknown> {
   if (isStream(await kept)) throw new Error('its reply was a stream, which is not kept for a second ask');
   return kept;
 }
+const stopped = () => new MicroError('SERVER_BUSY', 'Cannot take it: the server stops');
 const digest = (secret: string): Buffer => createHash('sha256').update(secret).digest();
 /** Digests are of one length, so that the time taken tells nothing. */
 const isSame = (secret: string, other = ''): boolean => timingSafeEqual(digest(secret), digest(other));

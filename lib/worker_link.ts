@@ -257,7 +257,12 @@ export class WorkerLink implements Candidate, Sink {
     if (++this.#misreads >= MAX_MISREADS) this.close(new MicroError('PROTOCOL_ERROR', last));
   }
   write(bytes: Body): void { this.#sink?.write(bytes); }
-  close(last?: MicroError | Body): void { this.#sink?.close(last); }
+  close(last?: MicroError | Body): void {
+    // A worker that stopped: it has answered all that it began.
+    const isEnd = this.state === 'draining' && last instanceof MicroError && last.code === 'SERVER_BUSY';
+    if (isEnd) this.#jobs.forEach((job, slot) => job && this.response(slot, 'error', last));
+    this.#sink?.close(isEnd ? undefined : last);
+  }
 }
 
 /** Frames with the roles turned round: who dials is a worker, and is asked. */
