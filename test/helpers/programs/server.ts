@@ -8,6 +8,7 @@ import { MicroWorker } from '../../../lib/worker.ts';
 import { createTimer } from '../../../services/timer.ts';
 import { FURTHER } from '../dialects.ts';
 import { answer, given, ready } from '../child.ts';
+import { misbehave } from '../misbehave.ts';
 import type { Order, ServerSetUp, Vitals } from '../server_process.ts';
 
 const setUp = given<ServerSetUp>();
@@ -42,10 +43,17 @@ const aborts: Vitals['aborts'] = [];
 const wait = (ms: number) => new Promise<void>((resolve) => { plainTimeout(resolve, ms); });
 
 type StreamOrder = NonNullable<Order['stream']>;
+let streamedBytes = 0;
+const streamsOver: number[] = [];
 async function* stream({ parts = 1, bytes = 1, everyMs = 0 }: StreamOrder): AsyncGenerator<string> {
-  for (let at = 0; at < parts; at++) {
-    if (everyMs > 0) await wait(everyMs);
-    yield `${at} `.padEnd(bytes, 'x');
+  try {
+    for (let at = 0; at < parts; at++) {
+      if (everyMs > 0) await wait(everyMs);
+      streamedBytes += bytes;
+      yield `${at} `.padEnd(bytes, 'x');
+    }
+  } finally {
+    streamsOver.push(Date.now());
   }
 }
 
@@ -69,6 +77,7 @@ function callbackOf(kind: string): Callback {
   if (name === 'slow') return (message) => wait(Number(ms)).then(() => message);
   if (name === 'never') return () => new Promise<string>(() => {});
   if (name === 'obey') return obey;
+  if (name === 'misbehave') return misbehave;
   if (name === 'timer') return createTimer().callback;
   throw new Error(`Cannot be a server of kind "${kind}"`);
 }
@@ -158,7 +167,7 @@ answer({
     for (const name of process.getActiveResourcesInfo()) resources[name] = (resources[name] ?? 0) + 1;
     const { rss, heapUsed, external } = process.memoryUsage();
     return { rssBytes: rss, heapBytes: heapUsed, externalBytes: external, timers: liveTimers(),
-      resources, troubles, runs, running, mostRunning, aborts,
+      resources, troubles, runs, running, mostRunning, aborts, streamedBytes, streamsOver,
       prototypeNames: Reflect.ownKeys(Object.prototype).map(String) };
   },
 });
