@@ -10,9 +10,9 @@ import { Child, type ChildOptions, type Exit } from './child.ts';
 
 /**
  * What its callback does. `obey`: what the message says, see {@link Order}; `timer`: the service TIMER;
- * `misbehave`: fails as the message says.
+ * `misbehave`: fails as the message says; `gated`: an echo that waits for the command `open`.
  */
-export type Kind = 'echo' | 'never' | 'obey' | 'misbehave' | 'timer' | `slow:${number}`;
+export type Kind = 'echo' | 'gated' | 'never' | 'obey' | 'misbehave' | 'timer' | `slow:${number}`;
 
 /** A message to a server of the kind `obey`, as JSON. Without `reply` it is the message itself. */
 export interface Order {

@@ -71,10 +71,20 @@ const obey: Callback = (message) => {
   return order.waitMs === undefined ? end() : wait(order.waitMs).then(end);
 };
 
+let isOpen = false;
+const gated: (() => void)[] = [];
+/** Lets go those that wait, some at a turn: the callback must not be what holds up the others. */
+async function open(): Promise<void> {
+  isOpen = true;
+  for (let next; (next = gated.splice(0, 256)).length > 0; await turn()) for (const go of next) go();
+}
+
 function callbackOf(kind: string): Callback {
   const [name, ms] = kind.split(':');
   if (name === 'echo') return (message) => message;
   if (name === 'slow') return (message) => wait(Number(ms)).then(() => message);
+  if (name === 'gated') return (message) => (isOpen ? message
+    : new Promise((resolve) => { gated.push(() => resolve(message)); }));
   if (name === 'never') return () => new Promise<string>(() => {});
   if (name === 'obey') return obey;
   if (name === 'misbehave') return misbehave;
@@ -150,6 +160,7 @@ answer({
   stop: (options: { graceMs?: number } | undefined) => server.stop(options),
   stats: () => server.stats(),
   turn: () => {},
+  open,
   clock: (aheadMs: number) => { Date.now = () => plainNow() + aheadMs; }, // the wall clock is set
   block: (ms: number) => { // the event loop stands still
     const end = performance.now() + ms;
