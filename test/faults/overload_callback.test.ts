@@ -33,7 +33,8 @@ describe.concurrent('callbacks that take their time', () => {
 
   fault('C08', 'event loop blocked 2 s, 20 peers waiting (monitor exempt)', () =>
     // Each limit is shorter than the pause: none may be held against a peer who kept it.
-    watched({ callback: 'obey', options: { partialTimeoutMs: 1_000, callbackTimeoutMs: 1_000, outputTimeoutMs: 1_000 } },
+    watched({ callback: 'obey',
+      options: { partialTimeoutMs: 1_000, callbackTimeoutMs: 1_000, outputTimeoutMs: 1_000 } },
       async (server, monitor) => monitor.suspended(async () => {
         const clients = range(4).map(() => new MicroClient(server.port));
         const peers = await Promise.all(range(16).map(() => RawClient.connect(server.port)));
@@ -65,19 +66,21 @@ describe.concurrent('callbacks that take their time', () => {
           expect(await hear(peer, index)).toBe(index % 2 === 0 ? `m${index}` : `0 m${index}`);
         }
         for (const reader of readers) {
-          expect((await reader.readLines(8)).every((line) => line === 'x'.repeat(1_000_000)), 'long replies').toBe(true);
+          const lines = await reader.readLines(8);
+          expect(lines.every((line) => line === 'x'.repeat(1_000_000)), 'long replies').toBe(true);
         }
         expect(watch.ms, 'it was blocked').toBeGreaterThan(1_900);
         await blocked;
         expect((await server.stats()).limits, 'nobody met a limit').toEqual({});
-        expect(peers.filter(({ socket }) => socket.readableEnded || socket.closed), 'nobody was closed').toEqual([]);
+        const closed = peers.filter(({ socket }) => socket.readableEnded || socket.closed);
+        expect(closed, 'nobody was closed').toEqual([]);
         for (const peer of peers) peer.socket.destroy();
         for (const client of clients) await client.close();
         await stillServes(server);
       })));
 
   const limitMs = FULL ? 30_000 : 1_000;
-  fault('C11', `300 callbacks that never settle`, () =>
+  fault('C11', '300 callbacks that never settle', () =>
     watched({ callback: 'obey', watchAborts: true, ...(!FULL && { options: { callbackTimeoutMs: limitMs } }) },
       async (server) => {
         const client = new MicroClient(server.port, { timeoutMs: 3 * limitMs });
@@ -118,7 +121,7 @@ describe.concurrent('callbacks that take their time', () => {
         expect(await peer.readLine()).toBe('more');
         peer.socket.destroy();
         await Promise.all([client.close(), other.close()]);
-      }), FULL ? {} : { timeoutMs: 15_000 });
+      }));
 });
 
 describe.concurrent('callbacks that fail', () => {
@@ -137,7 +140,8 @@ describe.concurrent('callbacks that fail', () => {
       for (const name of Object.keys(RETURNED)) {
         for (const how of ['return', 'resolve']) await failing(server, `${how} ${name}`);
       }
-      expect(await over(server.port, 'null'), 'there is nothing to say').toMatchObject({ line: '', frame: '0 ', reply: '' });
+      expect(await over(server.port, 'null'), 'there is nothing to say')
+        .toMatchObject({ line: '', frame: '0 ', reply: '' });
       await stillServes(server, { ask: 'fine' });
     }));
 
@@ -156,7 +160,7 @@ describe.concurrent('callbacks that fail', () => {
     expect({ errors: errors - before.errors, inFlight }, request).toEqual({ errors: 3, inFlight: 0 });
   }
 
-  /** What is answered over lines, over frames, and to a MicroClient, parts left out; the next must be answered. */
+  /** What is answered over lines, over frames and to a MicroClient, without its parts; so must be the next. */
   async function over(port: number, request: string) {
     const isPart = (text: string) => /^(0\+ )?(one|two)$/.test(text);
     const [line = '', ...more] = await RawClient.with(port, async (peer) =>

@@ -22,10 +22,28 @@ async function closeAll(peers: readonly RawClient[]): Promise<void> {
   await Promise.all(peers.map((peer) => within(5_000, peer.closed, 'the end of a connection')));
 }
 
-describe.concurrent('a system that has few files', () => {
+describe.concurrent('peers that wait, and a system that has few files', () => {
+  const limitMs = FULL ? 30_000 : 1_000;
+  fault('C06', '200 peers drip 1 byte/s without LF', () =>
+    watched(FULL ? {} : { options: { partialTimeoutMs: limitMs } }, async (server) => {
+      const dripping = range(200).map((index) => RawClient.with(server.port, async (peer) => {
+        await peer.write(index % 2 === 0 ? 'x' : `${HELLO}0 x`);
+        const watch = new Stopwatch(server.pid);
+        const drip = setInterval(() => peer.socket.write('x'), limitMs / 30);
+        const said = await peer.readToFin(2 * limitMs).finally(() => clearInterval(drip));
+        expect(said.toString()).toMatch(index % 2 === 0 ? /^ERR TIMEOUT / : /^\x01[^\n]+\ngoodbye TIMEOUT r: /);
+        expect(watch.ms, 'ms from its first byte').toBeGreaterThan(limitMs - 50);
+        expect(watch.ownMs, 'ms from its first byte').toBeLessThan((limitMs * 35) / 30);
+      }));
+      await Promise.all(dripping);
+      expect((await server.stats()).limits).toEqual({ partialTimeoutMs: 200 });
+      await stillServes(server, { ask: 'fine' });
+    }));
+
   for (const files of [64, 128]) {
     fault.unless(process.platform === 'linux' ? undefined : 'needs Linux', 'C05',
-      `hard ulimit -n ${files}, 300 connects`, () => ServerProcess.with({}, (server) => monitored(server, {}, async () => {
+      `hard ulimit -n ${files}, 300 connects`,
+      () => ServerProcess.with({}, (server) => monitored(server, {}, async () => {
         const earlier = await connectAll(server.port, 4);
         const asked = () => Promise.all(earlier.map(async (peer, index) => {
           await peer.write(`m${index}\n`);
@@ -51,7 +69,8 @@ describe.concurrent('a system that has few files', () => {
         expect(share, 'of a core').toBeLessThan(0.5);
         for (const peer of peers) peer.socket.destroy();
         const watch = new Stopwatch(server.pid);
-        await until(() => stillServes(server, { ask: 'well' }).then(() => true, () => false), 5_000, 'that it is well again');
+        const isWell = () => stillServes(server, { ask: 'well' }).then(() => true, () => false);
+        await until(isWell, 5_000, 'that it is well again');
         expect(watch.ownMs, 'ms until it was well again').toBeLessThan(2_000);
         await asked();
         await closeAll(earlier);
@@ -120,7 +139,7 @@ describe('places', () => {
     }));
 
   const times = FULL ? 10_000 : 2_000;
-  fault('C13', `10,000 × connect, ask, close, 50 at a time`, () => watched({}, async (server) => {
+  fault('C13', '10,000 × connect, ask, close, 50 at a time', () => watched({}, async (server) => {
     const visits = {
       lines: (text: string) => RawClient.with(server.port, async (peer) => {
         expect(await peer.ask(`${text}\n`)).toBe(`${text}\n`);
@@ -143,7 +162,8 @@ describe('places', () => {
 
 describe.concurrent('30 protocol errors on a connection', () => {
   const MAX = 1_000;
-  const bytes = (...pieces: (string | number[])[]) => Buffer.concat(pieces.map((piece) => Buffer.from(piece as string)));
+  const bytes = (...pieces: (string | number[])[]) =>
+    Buffer.concat(pieces.map((piece) => Buffer.from(piece as string)));
   const long = 'x'.repeat(MAX + 1);
   const CASES = [
     { name: 'lines, no UTF-8', hello: '', bad: bytes('a', [0xff], '\n'), code: /^ERR BAD_MESSAGE / },

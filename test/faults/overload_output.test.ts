@@ -56,7 +56,8 @@ describe.concurrent('a peer that reads little, or nothing', () => {
           ask();
           await within(limitMs + 5_000, peer.closed, 'the end of the connection');
           expect(watch.ms, 'it had its time').toBeGreaterThan(limitMs - 50);
-          expect(watch.ownMs - lastMs, 'ms from when its output stalled').toBeLessThan(FULL ? 12_000 : 1.5 * limitMs);
+          const mostMs = FULL ? 12_000 : 1.5 * limitMs;
+          expect(watch.ownMs - lastMs, 'ms from when its output stalled').toBeLessThan(mostMs);
           expect(peer.socket.bytesWritten, 'it was taken').toBeGreaterThan(4 * MIB);
         }));
         expect(growth / MIB, 'peak growth in MiB').toBeLessThan(64);
@@ -98,7 +99,8 @@ describe.concurrent('a peer that reads little, or nothing', () => {
           expect(mostAhead, 'bytes produced ahead').toBeLessThanOrEqual(16 * MIB);
           const [goneAt, watch] = [Date.now(), new Stopwatch(server.pid)];
           if (end === 'leaves') await reader.leave(); else proxy.reset();
-          const overAt = await until(async () => (await server.vitals()).streamsOver[0], 5_000, 'the end of the iterator');
+          const over = async () => (await server.vitals()).streamsOver[0];
+          const overAt = await until(over, 5_000, 'the end of the iterator');
           expect(overAt - goneAt - watch.waitedMs, 'ms until return()').toBeLessThan(1_000);
         });
         expect(growth / MIB, 'peak growth in MiB').toBeLessThan(64);
@@ -123,7 +125,7 @@ describe('one connection', () => {
     }));
   }
 
-  fault('C15', 'greedy clients pipeline without end, polite ones ask at 20 Hz', () => watched({}, async (server) => {
+  fault('C15', 'greedy client pipelines without end, polite asks at 20 Hz for 10 s', () => watched({}, async (server) => {
     const requests = range(8_192).map((index) => `${index} greedy`);
     const greedy = [new Child('greedy.ts', { port: server.port, requests }),
       new Child('greedy.ts', { port: server.port, requests, hello: HELLO })];

@@ -63,7 +63,8 @@ export const RETURNED: Readonly<Record<string, () => unknown>> = {
   'iterator that is none': () => ({ [Symbol.asyncIterator]: 5 }),
   'iterator of nothing': () => ({ [Symbol.asyncIterator]: () => undefined }),
   'iterator without next': () => ({ [Symbol.asyncIterator]: () => ({}) }),
-  'iterator that throws at once': () => ({ [Symbol.asyncIterator]: () => ({ next: () => fail(new Error('at once')) }) }),
+  'iterator that throws at once': () => ({
+    [Symbol.asyncIterator]: () => ({ next: () => fail(new Error('at once')) }) }),
   'iterator that gives no result': () => ({ [Symbol.asyncIterator]: () => ({ next: () => undefined }) }),
   'iterator failing midway': () => midway(),
   'iterator with a 42 midway': () => midway(42),
