@@ -125,7 +125,7 @@ describe('one connection', () => {
     }));
   }
 
-  fault('C15', 'greedy client pipelines without end, polite asks at 20 Hz for 10 s', () => watched({}, async (server) => {
+  fault('C15', 'greedy pipelines without end, polite asks at 20 Hz for 10 s', () => watched({}, async (server) => {
     const requests = range(8_192).map((index) => `${index} greedy`);
     const greedy = [new Child('greedy.ts', { port: server.port, requests }),
       new Child('greedy.ts', { port: server.port, requests, hello: HELLO })];
