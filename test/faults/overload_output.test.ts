@@ -89,13 +89,12 @@ describe.concurrent('a peer that reads little, or nothing', () => {
           const reader = await nextOf[dialect](proxy.port);
           const began = performance.now();
           let [takenBytes, mostAhead] = [0, 0];
-          while (performance.now() < began + readMs) {
+          while (takenBytes < (MIB * readMs) / 1_000) {
             expect(await reader.next()).toHaveLength(PART);
             takenBytes += PART;
             mostAhead = Math.max(mostAhead, (await server.vitals()).streamedBytes - takenBytes);
           }
-          expect(takenBytes, 'it was read').toBeGreaterThan(MIB * (readMs / 1_000) * 0.5);
-          expect(takenBytes, 'it was read slowly').toBeLessThan(MIB * (readMs / 1_000) * 2);
+          expect(performance.now() - began, 'it was read slowly').toBeGreaterThan(readMs / 2);
           expect(mostAhead, 'bytes produced ahead').toBeLessThanOrEqual(16 * MIB);
           const [goneAt, watch] = [Date.now(), new Stopwatch(server.pid)];
           if (end === 'leaves') await reader.leave(); else proxy.reset();
