@@ -160,7 +160,8 @@ describe('one connection', () => {
       await Promise.all(greedy.map((child) => child.kill()));
     }
     await stillServes(server, { ask: 'fine' });
-  }));
+  // Four processes want two cores all the time: where others want them too, one try may be spoilt.
+  }), { retry: 2 });
 });
 
 describe('a heap of 64 MB', () => {
