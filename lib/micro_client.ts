@@ -615,8 +615,8 @@ export class Alarm {
   at(due: number): void {
     if (due >= this.#due) return;
     this.stop(); this.#due = due;
-    const ring = () => { this.#due = Infinity; this.at(this.#walk(now())); };
-    this.#timer = setTimeout(ring, Math.min(Math.max(Math.ceil(due - now()), 1), 0x7fff_ffff)).unref();
+    const ring = () => { this.#due = Infinity; this.at(this.#walk(now())); }; // once what came meanwhile is read
+    this.#timer = setTimeout(setImmediate, Math.min(Math.max(Math.ceil(due - now()), 1), 0x7fff_ffff), ring).unref();
   }
   stop(): void { clearTimeout(this.#timer); this.#due = Infinity; }
 }

@@ -8,8 +8,11 @@ import type { PoolOptions } from '../../lib/pool.ts';
 import type { RouterStats } from '../../lib/router.ts';
 import { Child, withChild, type ChildOptions } from './child.ts';
 
-/** What its callback does. `obey`: what the message says, see {@link Order}; `timer`: the service TIMER. */
-export type Kind = 'echo' | 'never' | 'obey' | 'timer' | `slow:${number}`;
+/**
+ * What its callback does. `obey`: what the message says, see {@link Order}; `timer`: the service TIMER;
+ * `misbehave`: fails as the message says; `gated`: an echo that waits for the command `open`.
+ */
+export type Kind = 'echo' | 'gated' | 'never' | 'obey' | 'misbehave' | 'timer' | `slow:${number}`;
 
 /** A message to a server of the kind `obey`, as JSON. Without `reply` it is the message itself. */
 export interface Order {
@@ -64,6 +67,9 @@ export interface Vitals {
   running: number;
   mostRunning: number;
   aborts: { message: string; afterMs: number; at: number }[];
+  /** Bytes that streams were asked for, and when each of them was over: in milliseconds since 1970. */
+  streamedBytes: number;
+  streamsOver: number[];
   /** What `Object.prototype` has: a message must never add to it. */
   prototypeNames: string[];
 }

@@ -8,6 +8,7 @@ import { MicroWorker } from '../../../lib/worker.ts';
 import { createTimer } from '../../../services/timer.ts';
 import { FURTHER } from '../dialects.ts';
 import { answer, given, ready } from '../child.ts';
+import { misbehave } from '../misbehave.ts';
 import type { Order, ServerSetUp, Vitals } from '../server_process.ts';
 
 const setUp = given<ServerSetUp>();
@@ -42,10 +43,17 @@ const aborts: Vitals['aborts'] = [];
 const wait = (ms: number) => new Promise<void>((resolve) => { plainTimeout(resolve, ms); });
 
 type StreamOrder = NonNullable<Order['stream']>;
+let streamedBytes = 0;
+const streamsOver: number[] = [];
 async function* stream({ parts = 1, bytes = 1, everyMs = 0 }: StreamOrder): AsyncGenerator<string> {
-  for (let at = 0; at < parts; at++) {
-    if (everyMs > 0) await wait(everyMs);
-    yield `${at} `.padEnd(bytes, 'x');
+  try {
+    for (let at = 0; at < parts; at++) {
+      if (everyMs > 0) await wait(everyMs);
+      streamedBytes += bytes;
+      yield `${at} `.padEnd(bytes, 'x');
+    }
+  } finally {
+    streamsOver.push(Date.now());
   }
 }
 
@@ -63,12 +71,23 @@ const obey: Callback = (message) => {
   return order.waitMs === undefined ? end() : wait(order.waitMs).then(end);
 };
 
+let isOpen = false;
+const gated: (() => void)[] = [];
+/** Lets go those that wait, some at a turn: the callback must not be what holds up the others. */
+async function open(): Promise<void> {
+  isOpen = true;
+  for (let next; (next = gated.splice(0, 256)).length > 0; await turn()) for (const go of next) go();
+}
+
 function callbackOf(kind: string): Callback {
   const [name, ms] = kind.split(':');
   if (name === 'echo') return (message) => message;
   if (name === 'slow') return (message) => wait(Number(ms)).then(() => message);
+  if (name === 'gated') return (message) => (isOpen ? message
+    : new Promise((resolve) => { gated.push(() => resolve(message)); }));
   if (name === 'never') return () => new Promise<string>(() => {});
   if (name === 'obey') return obey;
+  if (name === 'misbehave') return misbehave;
   if (name === 'timer') return createTimer().callback;
   throw new Error(`Cannot be a server of kind "${kind}"`);
 }
@@ -141,6 +160,7 @@ answer({
   stop: (options: { graceMs?: number } | undefined) => server.stop(options),
   stats: () => server.stats(),
   turn: () => {},
+  open,
   clock: (aheadMs: number) => { Date.now = () => plainNow() + aheadMs; }, // the wall clock is set
   block: (ms: number) => { // the event loop stands still
     const end = performance.now() + ms;
@@ -158,7 +178,7 @@ answer({
     for (const name of process.getActiveResourcesInfo()) resources[name] = (resources[name] ?? 0) + 1;
     const { rss, heapUsed, external } = process.memoryUsage();
     return { rssBytes: rss, heapBytes: heapUsed, externalBytes: external, timers: liveTimers(),
-      resources, troubles, runs, running, mostRunning, aborts,
+      resources, troubles, runs, running, mostRunning, aborts, streamedBytes, streamsOver,
       prototypeNames: Reflect.ownKeys(Object.prototype).map(String) };
   },
 });
