@@ -400,7 +400,7 @@ describe('Frames', () => {
       expect(await client.readLine()).toMatch(/^2! SERVER_BUSY r: /);
       expect(await client.readLine()).toBe('pong 4');
       release();
-      expect(String(await client.readToFin())).toBe('1 released\n');
+      expect(String(await client.readToFin())).toMatch(/^1 released\ngoodbye SERVER_BUSY r: [^\n]*\n$/);
       client.fin();
       await within(5_000, stopped, 'the end of stop()');
     });
@@ -414,7 +414,7 @@ describe('Frames', () => {
       const stopped = server.stop({ graceMs: 20 });
       expect(await client.readLines(2)).toEqual(['draining', expect.stringMatching(/^1! TIMEOUT m: /)]);
       expect(reasons).toEqual(['TIMEOUT']);
-      await client.readToFin();
+      expect(String(await client.readToFin())).toMatch(/^goodbye SERVER_BUSY r: [^\n]*\n$/);
       client.fin();
       await within(5_000, stopped, 'the end of stop()');
     });

@@ -188,7 +188,7 @@ describe('MicroRouter and its workers', () => {
     expect(most).toBe(3);
     expect(router.stats()).toMatchObject({ queued: 0, workers: [{ inFlight: 0, sent: 30, state: 'joined' }] });
   });
-  it.each(['is lost', 'drains'])('gives others what waits for a worker that %s', async (how) => {
+  it.each(['is lost', 'drains', 'stops'])('gives others what waits for a worker that %s', async (how) => {
     const { join, dial, joined, back } = await routed({ maxInFlight: 2,
       strategy: (workers) => workers.find(({ id }) => id === 'first') ?? workers[0] });
     const first = await rawWorker(back, 'first');
@@ -199,7 +199,7 @@ describe('MicroRouter and its workers', () => {
     expect(await first.readLine()).toMatch(/ a$/);
     expect(await first.readLine()).toMatch(/ b$/);
     if (how === 'is lost') first.socket.destroy();
-    else await first.write('draining\n0 first a\n1! SERVER_BUSY r: it stops\n'); // it never began b
+    else await first.write(`draining\n0 first a\n${how === 'drains' ? '1!' : 'goodbye'} SERVER_BUSY r: it stops\n`);
     const ends = (await Promise.all(calls)).map(({ reply, error }) => reply ?? error?.code);
     expect(ends).toEqual(how === 'is lost' ? ['CONNECTION_LOST', 'CONNECTION_LOST', 'second c', 'second d']
       : ['first a', 'second b', 'second c', 'second d']);

@@ -20,8 +20,6 @@ import { Stopwatch } from '../helpers/stopwatch.ts';
 const folder = mkdtempSync(join(tmpdir(), 'portcall-restart-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 const quiet = () => {};
-/** So long a server that drains still reads requests, to refuse them. */
-const DRAINING_MS = 50;
 
 describe('a server restarted under load', () => {
   fault('B14', 'server restarted ×50 under load, client retries (stop and start)', async () => {
@@ -30,19 +28,11 @@ describe('a server restarted under load', () => {
       const { history, load, close, settle } = begin(server.port);
       for (let left = 50; left > 0; left--) {
         await load.progress(100);
-        const lostBefore = history.with('unknown').size;
-        const watch = new Stopwatch(server.pid);
         await server.stop();
         await server.start();
-        const { waitedMs } = watch;
-        await load.progress(1); // over the next connection: what became of the last one is told
-        // What the server had not read 50 ms after it said that it drains is dropped, unrun: a matter of cores.
-        if (waitedMs < DRAINING_MS / 2) expect(history.with('unknown').size, 'calls lost in a drain').toBe(lostBefore);
       }
       await settle(server);
-      const ran = new Set(server.recorded());
-      const dropped = [...history.with('unknown')].filter((name) => ran.has(name));
-      expect(dropped, 'a drain answers all that it took').toEqual([]);
+      expect([...history.with('unknown')], 'a drain answers all that it took').toEqual([]);
       await stillServes(server);
       await close();
     });
