@@ -765,7 +765,7 @@ const COMMANDS: Readonly<Record<string, (hub: Hub) => string>> = {
 };
 // -------------------------------------------------------------------------------------------------------- Binding
 interface Listener { readonly address: Address; close(): Promise<void> }
-const LOOPBACK = /^(?:127\.|::1$|::ffff:127\.)/;
+const LOOPBACK = /^(?:(?:::ffff:)?127(?:\.\d+){3}|::1)$/; // no name that begins so
 async function isLoopback(host: string): Promise<boolean> {
   const found = LOOPBACK.test(host) ? [{ address: host }] : await lookup(host, { all: true }).catch(() => []);
   return found.length > 0 && found.every(({ address }) => LOOPBACK.test(address));
