@@ -714,6 +714,7 @@ export class Request implements Context, Settling {
     this.wake(); this.leave(); this.onward?.left();
   }
 }
+const UNREAD = /^[!#$%&'*+.^_`|~\w-]+ (?:\/|\w+:\/\/)/; // a request line that is too long, or not UTF-8
 // ---------------------------------------------------------------------------------------------------------- Lines
 /** What a browser, a proxy or an SSH client says first: none of it may reach a callback. RFC 9110, 5.6.2: a token. */
 const FOREIGN = /^(?:[!#$%&'*+.^_`|~\w-]+ \S+ (?:HTTP|RTSP|SIP)\/\d(?:\.\d)?[ \t]*$|Host[ \t]*:|SSH-\d)/i;
@@ -750,7 +751,9 @@ class PlainCodec extends LineCodec {
     this.#hasBegun = true;
     sink.message({ tag: this.#next++, text: line, timeoutMs: undefined, id: undefined, client: undefined });
   }
-  protected bad(code: ErrorCode, why: string, _head: string, sink: Sink): void { sink.error(code, why, this.#next++); }
+  protected bad(code: ErrorCode, why: string, head: string, sink: Sink): void {
+    if (!this.#hasBegun && UNREAD.test(head)) sink.close(HTTP_REFUSAL); else sink.error(code, why, this.#next++);
+  }
 }
 const VERSION = '0.1.0';
 /** What a line that starts with `$` asks of the server itself. */
