@@ -59,7 +59,7 @@ export interface Service {
   callback: Callback;
   dialects?: readonly Dialect[];
   contract?: { summary: string; messages: Readonly<Record<string, { example: string; reply: string }>> };
-  connected?(client: Client): void; disconnected?(client: Client): void; // at its first byte; when it is gone
+  connected?(client: Client): void; disconnected?(client: Client): void; // before it asks; when it is gone
   stop?(): Promise<void>; // closes what the service opened, when the server has stopped
 }
 export interface Stats {
@@ -175,8 +175,7 @@ const REFUSAL_WAIT = { ms: 1_000, connections: 32 }; // for the bytes that tell 
 const MAX_HELD = { messages: 4096, bytes: 1024 * 1024 }; // requests of a connection that wait undispatched
 const WINDOW = { parts: 256, bytes: 1024 * 1024 }; // how far a stream may be ahead of its reader
 const PAUSED_PING_MS = 200;
-const EMPTY = Buffer.alloc(0);
-const NOTHING_TO_DO = (): void => {}; const NONE: Request[] = [];
+const EMPTY = Buffer.alloc(0), NONE: Request[] = [], NOTHING_TO_DO = (): void => {};
 const AS_TOLD: ServeOptions = {}; // by the first bytes
 class Hub {
   readonly service: Service; readonly options: ServerOptions; readonly log: Log; readonly stopServer: () => void;
@@ -296,15 +295,11 @@ class Connection implements Sink {
   // Bytes in.
   #receive(chunk: Buffer, isAll = false): void {
     if (this.#state === 'over') return;
-    const { limits: { maxLinesPerTick, maxUnauthorizedBytes: most }, counts, service } = this.hub;
+    const { limits: { maxLinesPerTick, maxUnauthorizedBytes: most }, counts } = this.hub;
     counts.bytes.in += chunk.length;
     this.hub.now = now(); poll.came(this.hub.now);
     if (this.#held === undefined) this.#turn = maxLinesPerTick;
     const bytes = this.#codec === undefined ? this.#sniff(chunk, isAll) : chunk;
-    if (!this.#isMet && bytes !== undefined && this.#refusal === undefined) {
-      this.#isMet = true; publish('accepted', () => ({ client: this.client() }));
-      this.hub.fenced('connected', () => service.connected?.(this.client()));
-    }
     const isFirst = this.#outbox.hold();
     if (bytes !== undefined) this.#codec?.receive(bytes, this);
     if (isFirst) this.#outbox.release();
@@ -402,14 +397,17 @@ class Connection implements Sink {
   #endAt(limit: keyof Limits, code: ErrorCode, text: string): void {
     this.hub.met(limit); this.close(new MicroError(code, text, { outcome: 'refused' }));
   }
-  /** Whether the peer may ask at all. If not, it is told and the connection ends. */
+  /** Whether the peer may ask at all: then the service meets it. If not, it is told and the connection ends. */
   #admits(token?: string): boolean {
+    if (this.#isMet) return true;
     if (!this.#isAuthorized && token !== undefined) this.#isAuthorized = isSame(token, this.hub.options.token);
-    if (this.#isAuthorized && this.#refusal === undefined) return true;
-    this.close(this.#refusal ?? new MicroError('UNAUTHORIZED', token === undefined
+    this.#isMet = this.#isAuthorized && this.#refusal === undefined && this.#state !== 'over';
+    if (this.#isMet) publish('accepted', () => ({ client: this.client() }));
+    if (this.#isMet) this.hub.fenced('connected', () => this.hub.service.connected?.(this.client()));
+    else this.close(this.#refusal ?? new MicroError('UNAUTHORIZED', token === undefined
       ? 'Cannot serve without a token. Send `$token SECRET` first, or set the client\'s option'
       : 'Cannot serve with this token. Ask who runs the server for the right one'));
-    return false;
+    return this.#isMet;
   }
   // Requests.
   #isFull(): boolean {
@@ -676,8 +674,7 @@ class Connection implements Sink {
     this.#client?.leave();
     if (this.#isMet) publish('disconnected', () => ({ client: this.client() }));
     if (this.#isMet) hub.fenced('disconnected', () => hub.service.disconnected?.(this.client()));
-    hub.connections.delete(this);
-    if (hub.connections.size === 0) hub.onEmpty();
+    if (hub.connections.delete(this) && hub.connections.size === 0) hub.onEmpty();
   }
 }
 interface OwnClient extends Client { identity?: string; leave(): void }
@@ -714,10 +711,10 @@ export class Request implements Context, Settling {
     this.wake(); this.leave(); this.onward?.left();
   }
 }
-const UNREAD = /^[!#$%&'*+.^_`|~\w-]+ (?:\/|\w+:\/\/)/; // a request line that is too long, or not UTF-8
 // ---------------------------------------------------------------------------------------------------------- Lines
 /** What a browser, a proxy or an SSH client says first: none of it may reach a callback. RFC 9110, 5.6.2: a token. */
 const FOREIGN = /^(?:[!#$%&'*+.^_`|~\w-]+ \S+ (?:HTTP|RTSP|SIP)\/\d(?:\.\d)?[ \t]*$|Host[ \t]*:|SSH-\d)/i;
+const UNREAD = /^[!#$%&'*+.^_`|~\w-]+ (?:\/|\w+:\/\/)/; // a request line that is too long, or not UTF-8
 const REFUSED = 'This port speaks portcall, not HTTP: nothing was run. Use nc, or a MicroClient\n';
 const HTTP_REFUSAL = 'HTTP/1.1 400 Bad Request\r\nServer: portcall\r\nContent-Type: text/plain\r\n' +
   `Content-Length: ${REFUSED.length}\r\nConnection: close\r\n\r\n${REFUSED}`;
