@@ -197,7 +197,7 @@ class Hub {
     for (const name of Object.keys(limits) as (keyof Limits)[]) limits[name] = positive(options, name, limits[name]);
     limits.maxConnections = Math.min(limits.maxConnections, Math.max(8, openFilesLimit() - 64));
     this.service = service; this.options = options; this.stopServer = stopServer;
-    this.log = options.log ?? logToStderr;
+    this.log = (level, text) => (options.log ?? logToStderr)(level, oneLine(text));
     this.dialects = this.usual = [...options.dialects ?? service.dialects ?? [], frames(), lines()];
   }
   met(limit: keyof Limits): void { this.#met[limit] = (this.#met[limit] ?? 0) + 1; }
