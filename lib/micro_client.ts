@@ -40,7 +40,7 @@ export class MicroClient {
   /** @param key A name in ports.json, a port, or an address: `tcp://127.0.0.1:5467`. The calls tell a wrong one. */
   constructor(key: string | number, options: ClientOptions = {}) {
     checkSetUp(key, options); this.#key = key;
-    this.#options = { ...options, log: options.log ?? logToStderr,
+    this.#options = { ...options, log: (level, text) => (options.log ?? logToStderr)(level, oneLine(text)),
       timeoutMs: positive(options, 'timeoutMs', 5_000), maxQueued: positive(options, 'maxQueued', 16_384),
       maxMessageBytes: positive(options, 'maxMessageBytes', 1024 * 1024) };
   }
