@@ -235,7 +235,7 @@ async function serve([what = '']: readonly string[], given: Given): Promise<void
     throw error;
   });
   stopOnSignals(server);
-  print(`listening on ${url} (${key})`, { listening: url, key });
+  print(`listening on ${url} (${calm(key)})`, { listening: url, key });
 }
 
 async function router(_: readonly string[], given: Given): Promise<void> {
@@ -274,7 +274,7 @@ async function worker([what = '']: readonly string[], given: Given): Promise<voi
   stopOnSignals(member);
   try {
     const { url } = await member.start();
-    print(`working for ${url} (${member.id})`, { working: url, id: member.id });
+    print(`working for ${url} (${calm(member.id)})`, { working: url, id: member.id });
   } catch (error) {
     const isStopped = error instanceof MicroError && error.code === 'CLOSED'; // by a signal
     if (!isStopped) throw error;
@@ -285,7 +285,7 @@ async function send([key = '', text = '']: readonly string[], given: Given): Pro
   const client = new MicroClient(key, optionsOf(CLIENT, given));
   for await (const message of text === '-' ? linesOf(process.stdin) : [text]) {
     try {
-      for await (const reply of client.streamMessage(message)) print(reply, { reply });
+      for await (const reply of client.streamMessage(message)) print(calm(reply), { reply });
     } catch (error) {
       if (exitCodeOf(error) !== 1) throw error;
       complain(error); // the service's own answer: the lines behind this one may do better
@@ -450,7 +450,13 @@ function version(): string {
 }
 
 function print(text: string, value: unknown = text): void {
-  process.stdout.write(`${asJson ? JSON.stringify(value) : text}\n`);
+  process.stdout.write(`${asJson ? calm(JSON.stringify(value)) : text}\n`);
+}
+
+/** On one line, with what could forge another or steer a terminal spelt out as JSON has it; tabs stay. */
+function calm(text: string): string {
+  return text.replace(/[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029]/g, (letter) => (letter < ' '
+    ? JSON.stringify(letter).slice(1, -1) : `\\u${letter.charCodeAt(0).toString(16).padStart(4, '0')}`));
 }
 
 /** One line on stderr, whatever the error is. */
@@ -459,8 +465,8 @@ function complain(error: unknown): void {
   const text = textOf(error).trim().replace(/\s*\n\s*/g, ' ');
   const task = code === 'CALLBACK_FAILED' ? 'get a reply' : 'go on';
   const line = text.startsWith('Cannot ') ? text : `Cannot ${task}: ${text}`;
-  process.stderr.write(`${asJson ? JSON.stringify({ error: text, code, outcome })
-    : code === undefined ? line : `${line} (${code})`}\n`);
+  process.stderr.write(`${calm(asJson ? JSON.stringify({ error: text, code, outcome })
+    : code === undefined ? line : `${line} (${code})`)}\n`);
 }
 
 /** What never reached the service was refused by this side, whatever the code's usual meaning. */
