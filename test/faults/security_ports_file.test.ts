@@ -86,7 +86,7 @@ describe('ports.json', () => {
   });
 
   fault('D16', 'in every wrong way, told by the command line: one line, no stack, code 2', async () => {
-    const commands = some(ROWS.flatMap((row) => [['send'], ['serve', 'echo', '--key']].map((words) => ({ row, words }))), 20);
+    const commands = some(ROWS.flatMap((row) => [['send'], ['serve', 'echo', '--key']].map((words) => ({ row, words }))), 8);
     for (let at = 0; at < commands.length; at += 4) { // some at a time: each is a process
       await Promise.all(commands.slice(at, at + 4).map(async ({ row, words }) => {
         const file = fileOf(row);

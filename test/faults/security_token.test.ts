@@ -10,7 +10,7 @@ import { MicroServer } from '../../lib/micro_server.ts';
 import { run, serving } from '../helpers/command.ts';
 import { FURTHER_NAMES, sized } from '../helpers/dialects.ts';
 import { ended, range } from '../helpers/ended.ts';
-import { fault } from '../helpers/faults.ts';
+import { fault, some } from '../helpers/faults.ts';
 import { freePort } from '../helpers/free_port.ts';
 import { MIB, monitored } from '../helpers/monitor.ts';
 import { RawClient } from '../helpers/raw_client.ts';
@@ -104,6 +104,7 @@ describe('a token', () => {
   fault('D05', 'of 1 MiB, over lines and frames', async () => {
     const long = 'x'.repeat(MIB);
     const runs = await guarded(async (port) => {
+      expect(await said(port, `$token ${long.slice(0, 8_000)}\nwrong\n`), '8,000 bytes').toMatch(UNAUTHORIZED_LINE);
       expect(await said(port, `$token ${long}\nwrong\n`)).toMatch(/^ERR (UNAUTHORIZED|MESSAGE_TOO_LARGE) [^\n]*\n$/);
       expect(await said(port, `${hello(long)}0 wrong\n`)).toMatch(/goodbye (PROTOCOL_ERROR|MESSAGE_TOO_LARGE) r: [^\n]*\n$/);
       const client = new MicroClient(port, { token: long, log() {} });
@@ -213,7 +214,7 @@ const REFUSAL = /^Cannot listen on tcp:\/\/[^\n ]+ without a token: anybody on t
 describe.concurrent('the command line, to other machines', () => {
   const hosts = ['0.0.0.0', '::', '0', '::0', '::ffff:0.0.0.0', '127.no-such-name.invalid'];
   fault('D07', `--host ${hosts.join(', ')} without a token`, async () => {
-    await Promise.all(hosts.map(async (host) => {
+    await Promise.all([...hosts.slice(0, 2), ...some(hosts.slice(2), 1)].map(async (host) => {
       const port = await freePort();
       const { code, stdout, stderr } = await run(['serve', 'echo', '--host', host, '--port', String(port)]);
       expect({ host, code, stdout, isBound: listeners(port) > 0 }).toEqual({ host, code: 2, stdout: '', isBound: false });
@@ -228,7 +229,7 @@ describe.concurrent('the command line, to other machines', () => {
     writeFileSync(ports.PORTCALL_PORTS, JSON.stringify({ A: everywhere, B: 'tcp://[::]:0' }));
     const commands = [['serve', 'echo', '--key', 'A'], ['serve', 'echo', '--key', 'B'], ['serve', 'echo', '--host', '::', '--json'],
       ['router', '--front', everywhere, '--back', String(back)], ['router', '--front', String(front), '--back', everywhere]];
-    await Promise.all(commands.map(async (args) => {
+    await Promise.all(some(commands, 3).map(async (args) => {
       const { code, stdout, stderr } = await run(args, { env: ports });
       expect({ args, code, stdout }).toEqual({ args, code: 2, stdout: '' });
       if (args.includes('--json')) expect(JSON.parse(stderr)).toMatchObject({ code: 'BAD_ADDRESS', outcome: 'not sent' });
