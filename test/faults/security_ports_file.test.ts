@@ -112,11 +112,12 @@ describe('ports.json', () => {
 
   fault('D16', 'an ephemeral port: a warning that names file and key; __proto__ is a key like any other', async () => {
     const file = join(newFolder(), 'ports.json');
-    const port = 61_000 - 1 - Math.floor(Math.random() * 1_000);
-    writeFileSync(file, `{"EPHEMERAL": ${port}, "__proto__": 0, "constructor": 0}`);
+    const port = 60_999;
+    const url = `tcp://127.77.0.${1 + Math.floor(Math.random() * 250)}:${port}`; // where outgoing connections have none
+    writeFileSync(file, `{"EPHEMERAL": "${url}", "__proto__": 0, "constructor": 0}`);
     const env = { PORTCALL_PORTS: file };
-    await serving(['echo', '--key', 'EPHEMERAL'], { env }, async (url, command) => {
-      expect(url).toBe(`tcp://127.0.0.1:${port}`);
+    await serving(['echo', '--key', 'EPHEMERAL'], { env }, async (listening, command) => {
+      expect(listening).toBe(url);
       expect(command.stderr).toBe(`portcall: Port ${port} of "EPHEMERAL" in "${file}" may be taken: ` +
         'outgoing connections are given 32768 to 60999\n');
     });
