@@ -32,6 +32,8 @@ interface Option {
   as?: string;
   /** Makes its value of the text, or throws one clear sentence. */
   read?: (text: string) => unknown;
+  /** A variable of the environment that gives it too: what is on the command line, all users can see. */
+  env?: string;
 }
 type Options = Readonly<Record<string, Option>>;
 type Given = Readonly<Record<string, string | boolean | undefined>>;
@@ -123,7 +125,7 @@ const EVERYWHERE: Options = {
   help: { help: 'tell what there is to say' },
 };
 const TOKEN: Options = {
-  token: { value: 'SECRET', help: 'what a client must know' },
+  token: { value: 'SECRET', env: 'PORTCALL_TOKEN', help: 'what a client must know; or PORTCALL_TOKEN' },
 };
 const MAX_MESSAGE: Options = {
   'max-message': {
@@ -235,7 +237,7 @@ async function serve([what = '']: readonly string[], given: Given): Promise<void
     throw error;
   });
   stopOnSignals(server);
-  print(`listening on ${url} (${key})`, { listening: url, key });
+  print(`listening on ${url} (${calm(key)})`, { listening: url, key });
 }
 
 async function router(_: readonly string[], given: Given): Promise<void> {
@@ -274,7 +276,7 @@ async function worker([what = '']: readonly string[], given: Given): Promise<voi
   stopOnSignals(member);
   try {
     const { url } = await member.start();
-    print(`working for ${url} (${member.id})`, { working: url, id: member.id });
+    print(`working for ${url} (${calm(member.id)})`, { working: url, id: member.id });
   } catch (error) {
     const isStopped = error instanceof MicroError && error.code === 'CLOSED'; // by a signal
     if (!isStopped) throw error;
@@ -285,7 +287,7 @@ async function send([key = '', text = '']: readonly string[], given: Given): Pro
   const client = new MicroClient(key, optionsOf(CLIENT, given));
   for await (const message of text === '-' ? linesOf(process.stdin) : [text]) {
     try {
-      for await (const reply of client.streamMessage(message)) print(reply, { reply });
+      for await (const reply of client.streamMessage(message)) print(calm(reply), { reply });
     } catch (error) {
       if (exitCodeOf(error) !== 1) throw error;
       complain(error); // the service's own answer: the lines behind this one may do better
@@ -409,11 +411,14 @@ async function main([name = '', ...rest]: readonly string[]): Promise<void> {
 
 function parse(name: string, command: Command, args: readonly string[]):
   { given: Given; takes: readonly string[] } {
-  const options = Object.fromEntries(Object.entries({ ...command.options, ...EVERYWHERE }).map(
+  const known = Object.entries({ ...command.options, ...EVERYWHERE });
+  const options = Object.fromEntries(known.map(
     ([option, { value }]) => [option, { type: value === undefined ? 'boolean' : 'string' } as const]));
+  const around = known.flatMap(([option, { env = '' }]) =>
+    (process.env[env] === undefined ? [] : [[option, process.env[env]]]));
   try {
     const { values, positionals } = parseArgs({ args: [...args], options, allowPositionals: true });
-    return { given: values as Given, takes: positionals };
+    return { given: { ...Object.fromEntries(around), ...values } as Given, takes: positionals };
   } catch (error) {
     const [why = ''] = textOf(error).split(/\. |\n/); // behind it stands advice of Node's
     throw new Error(`Cannot run "${name}": ${why[0]?.toLowerCase()}${why.slice(1)}. ` +
@@ -450,7 +455,13 @@ function version(): string {
 }
 
 function print(text: string, value: unknown = text): void {
-  process.stdout.write(`${asJson ? JSON.stringify(value) : text}\n`);
+  process.stdout.write(`${asJson ? calm(JSON.stringify(value)) : text}\n`);
+}
+
+/** On one line, with what could forge another or steer a terminal spelt out as JSON has it; tabs stay. */
+function calm(text: string): string {
+  return text.replace(/[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029]/g, (letter) => (letter < ' '
+    ? JSON.stringify(letter).slice(1, -1) : `\\u${letter.charCodeAt(0).toString(16).padStart(4, '0')}`));
 }
 
 /** One line on stderr, whatever the error is. */
@@ -459,8 +470,8 @@ function complain(error: unknown): void {
   const text = textOf(error).trim().replace(/\s*\n\s*/g, ' ');
   const task = code === 'CALLBACK_FAILED' ? 'get a reply' : 'go on';
   const line = text.startsWith('Cannot ') ? text : `Cannot ${task}: ${text}`;
-  process.stderr.write(`${asJson ? JSON.stringify({ error: text, code, outcome })
-    : code === undefined ? line : `${line} (${code})`}\n`);
+  process.stderr.write(`${calm(asJson ? JSON.stringify({ error: text, code, outcome })
+    : code === undefined ? line : `${line} (${code})`)}\n`);
 }
 
 /** What never reached the service was refused by this side, whatever the code's usual meaning. */

@@ -40,7 +40,7 @@ export class MicroClient {
   /** @param key A name in ports.json, a port, or an address: `tcp://127.0.0.1:5467`. The calls tell a wrong one. */
   constructor(key: string | number, options: ClientOptions = {}) {
     checkSetUp(key, options); this.#key = key;
-    this.#options = { ...options, log: options.log ?? logToStderr,
+    this.#options = { ...options, log: (level, text) => (options.log ?? logToStderr)(level, oneLine(text)),
       timeoutMs: positive(options, 'timeoutMs', 5_000), maxQueued: positive(options, 'maxQueued', 16_384),
       maxMessageBytes: positive(options, 'maxMessageBytes', 1024 * 1024) };
   }
@@ -782,12 +782,12 @@ function suggest(key: string, known: readonly string[]): string {
 function findJsonFault(text: string): string {
   const tokens = [...text.matchAll(/"(?:\\.|[^"\\])*"?|[{}[\],:]|[^ \t\n\r"{}[\],:]+/gs)];
   const wanted = (at: number): string[] => { // what can stand in place of this token
-    let ends = ''; // that what is open wants
+    const open: string[] = []; // what is open wants these, the last first
     for (const [token] of tokens.slice(0, at))
-      ends = ({ '{': '}', '[': ']' }[token] ?? '') + (token === ends[0] ? ends.slice(1) : ends);
-    const [head, end] = [text.slice(0, tokens[at]?.index), ends === '' ? 'the end' : quoted(ends[0])];
+      if (token === open.at(-1)) open.pop(); else if (/^[[{]$/.test(token)) open.push(token === '{' ? '}' : ']');
+    const head = text.slice(0, tokens[at]?.index), inner = open.at(-1), ends = open.reverse().join('');
     const ways = { 'a key in double quotes': '"":0', '":"': ':0', 'a value': ' 0',
-      '","': ends[0] === '}' ? ',"":0' : ',0', [end]: '' };
+      '","': inner === '}' ? ',"":0' : ',0', [inner === undefined ? 'the end' : quoted(inner)]: '' };
     return Object.entries(ways).filter(([, way]) => isJson(head + way + ends)).map(([name]) => name);
   };
   let [good, bad] = [0, tokens[0]?.[0] === '{' ? tokens.length + 1 : 1];

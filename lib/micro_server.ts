@@ -21,7 +21,7 @@ import {
 export const DEFAULT_LIMITS = {
   maxMessageBytes: 1024 * 1024, // of a message or reply, in UTF-8 after unescaping: `MESSAGE_TOO_LARGE`
   maxUnauthorizedBytes: 8 * 1024, // read before the token is settled: closed
-  partialTimeoutMs: 30_000, // for the rest of a message, or longer while 1 KiB/s arrives: closed
+  partialTimeoutMs: 30_000, // for a token, or the rest of a message, or longer while 1 KiB/s arrives: closed
   maxInFlight: 256, // requests of a connection in the callback: 4,096 more, or 1 MiB, are held, then it isn't read
   maxOutputBytes: 16 * 1024 * 1024, // waiting for a slow reader: closed
   outputTimeoutMs: 10_000, // in which a slow reader takes nothing: closed
@@ -59,7 +59,7 @@ export interface Service {
   callback: Callback;
   dialects?: readonly Dialect[];
   contract?: { summary: string; messages: Readonly<Record<string, { example: string; reply: string }>> };
-  connected?(client: Client): void; disconnected?(client: Client): void; // at its first byte; when it is gone
+  connected?(client: Client): void; disconnected?(client: Client): void; // before it asks; when it is gone
   stop?(): Promise<void>; // closes what the service opened, when the server has stopped
 }
 export interface Stats {
@@ -195,7 +195,7 @@ class Hub {
     for (const name of Object.keys(limits) as (keyof Limits)[]) limits[name] = positive(options, name, limits[name]);
     limits.maxConnections = Math.min(limits.maxConnections, Math.max(8, openFilesLimit() - 64));
     this.service = service; this.options = options; this.stopServer = stopServer;
-    this.log = options.log ?? logToStderr;
+    this.log = (level, text) => (options.log ?? logToStderr)(level, oneLine(text));
     this.dialects = this.usual = [...options.dialects ?? service.dialects ?? [], frames(), lines()];
   }
   met(limit: keyof Limits): void { this.#met[limit] = (this.#met[limit] ?? 0) + 1; }
@@ -278,6 +278,7 @@ class Connection implements Sink {
     duplex.on('data', Connection.#onData).on('end', Connection.#onEnd);
     duplex.on('error', NOTHING_TO_DO).on('close', Connection.#onClose); // which follows each error
     if (how.dialect !== undefined) this.#open(how.dialect);
+    if (!this.#isAuthorized) { hub.now = now(); this.#rest(); } // a token is waited for as the rest of a message is
     if (refusal === undefined) return;
     if (++hub.refusing > REFUSAL_WAIT.connections) this.close(refusal);
     else setTimeout(() => this.close(refusal), REFUSAL_WAIT.ms).unref();
@@ -300,15 +301,11 @@ class Connection implements Sink {
   // Bytes in.
   #receive(chunk: Buffer, isAll = false): void {
     if (this.#state === 'over') return;
-    const { limits: { maxLinesPerTick, maxUnauthorizedBytes: most }, counts, service } = this.hub;
+    const { limits: { maxLinesPerTick, maxUnauthorizedBytes: most }, counts } = this.hub;
     counts.bytes.in += chunk.length;
     this.hub.now = now(); poll.came(this.hub.now);
     if (this.#held === undefined) this.#turn = maxLinesPerTick;
     const bytes = this.#codec === undefined ? this.#sniff(chunk, isAll) : chunk;
-    if (!this.#isMet && bytes !== undefined && this.#refusal === undefined) {
-      this.#isMet = true; publish('accepted', () => ({ client: this.client() }));
-      this.hub.fenced('connected', () => service.connected?.(this.client()));
-    }
     const isFirst = this.#outbox.hold();
     if (bytes !== undefined) this.#codec?.receive(bytes, this);
     if (isFirst) this.#outbox.release();
@@ -405,14 +402,17 @@ class Connection implements Sink {
   #endAt(limit: keyof Limits, code: ErrorCode, text: string): void {
     this.hub.met(limit); this.close(new MicroError(code, text, { outcome: 'refused' }));
   }
-  /** Whether the peer may ask at all. If not, it is told and the connection ends. */
+  /** Whether the peer may ask at all: then the service meets it. If not, it is told and the connection ends. */
   #admits(token?: string): boolean {
+    if (this.#isMet) return true;
     if (!this.#isAuthorized && token !== undefined) this.#isAuthorized = isSame(token, this.hub.options.token);
-    if (this.#isAuthorized && this.#refusal === undefined) return true;
-    this.close(this.#refusal ?? new MicroError('UNAUTHORIZED', token === undefined
+    this.#isMet = this.#isAuthorized && this.#refusal === undefined && this.#state !== 'over';
+    if (this.#isMet) publish('accepted', () => ({ client: this.client() }));
+    if (this.#isMet) this.hub.fenced('connected', () => this.hub.service.connected?.(this.client()));
+    else this.close(this.#refusal ?? new MicroError('UNAUTHORIZED', token === undefined
       ? 'Cannot serve without a token. Send `$token SECRET` first, or set the client\'s option'
       : 'Cannot serve with this token. Ask who runs the server for the right one'));
-    return false;
+    return this.#isMet;
   }
   // Requests.
   #isFull(): boolean {
@@ -576,8 +576,7 @@ class Connection implements Sink {
   /** Handles held messages, as many as are one connection's turn. */
   #pump(): void {
     const held = this.#held ?? []; let at = 0;
-    this.#isPumping = false; this.hub.now = now();
-    this.#turn = this.hub.limits.maxLinesPerTick;
+    this.#isPumping = false; this.hub.now = now(); this.#turn = this.hub.limits.maxLinesPerTick;
     while (at < held.length && this.#held === held && this.#turn > 0 && !this.#isFull()) this.#dispatch(held[at++]!);
     held.splice(0, at);
     if (held.length === 0) this.#held = undefined;
@@ -586,7 +585,7 @@ class Connection implements Sink {
   /** Behind each chunk, each turn and each drain: what goes on by itself, and whether it is read on. */
   #rest(): void {
     const { limits: { partialTimeoutMs, maxOutputBytes }, latency, alarm } = this.hub;
-    const bytes = this.#codec?.heldBytes ?? this.#head?.length ?? 0;
+    const bytes = Math.max(this.#codec?.heldBytes ?? this.#head?.length ?? 0, this.#isAuthorized ? 0 : 1);
     if (this.#handled > 0) latency.record(now() - this.hub.now, this.#handled);
     this.#handled = 0;
     if (bytes > 0 && (this.#partialBytes === 0 || bytes < this.#partialBytes)) {
@@ -602,8 +601,7 @@ class Connection implements Sink {
     if (isPaused === this.#isPaused) return;
     this.#isPaused = isPaused;
     if (!isPaused) return void this.#duplex.resume();
-    this.hub.met('maxInFlight');
-    this.#duplex.pause();
+    this.hub.met('maxInFlight'); this.#duplex.pause();
     alarm.at(this.hub.now + PAUSED_PING_MS);
   }
   /** The peer reads slowly. A socket's own timer sees what the system takes of one large write. */
@@ -627,8 +625,8 @@ class Connection implements Sink {
   look(at: number): number {
     const bytes = this.#state === 'open' ? this.#partialBytes : 0;
     let next = bytes === 0 ? Infinity : this.#partialSince + Math.max(this.hub.limits.partialTimeoutMs, bytes / 1.024);
-    if (next <= at) this.#endAt('partialTimeoutMs', 'TIMEOUT', 'Cannot wait longer for the rest of a message: ' +
-      `${bytes} bytes came in ${Math.round(at - this.#partialSince)} ms`);
+    if (next <= at) this.#endAt('partialTimeoutMs', 'TIMEOUT', `Cannot wait longer than ${
+      Math.round(at - this.#partialSince)} ms for ${this.#isAuthorized ? 'the rest of a message' : 'a token'}`);
     for (const request of [...this.#requests ?? NONE]) {
       if (request.dueAt <= at) this.#timeOut(request, `Cannot answer within ${Math.round(request.limitMs)} ms`);
       else next = Math.min(next, request.dueAt);
@@ -670,15 +668,13 @@ class Connection implements Sink {
     setTimeout(() => this.#duplex.end(() => this.#duplex.destroy()), ms).unref(); // once all is written
   }
   #closed(): void {
-    const { hub } = this;
-    this.#state = 'over'; this.#abortAll('the connection was lost');
+    const { hub } = this; this.#state = 'over'; this.#abortAll('the connection was lost');
     if (this.#refusal !== undefined) hub.refusing--;
     for (const id of this.#forwarded?.keys() ?? []) this.#gone(id);
     this.#client?.leave();
     if (this.#isMet) publish('disconnected', () => ({ client: this.client() }));
     if (this.#isMet) hub.fenced('disconnected', () => hub.service.disconnected?.(this.client()));
-    hub.connections.delete(this);
-    if (hub.connections.size === 0) hub.onEmpty();
+    if (hub.connections.delete(this) && hub.connections.size === 0) hub.onEmpty();
   }
 }
 interface OwnClient extends Client { identity?: string; leave(): void }
@@ -718,6 +714,7 @@ export class Request implements Context, Settling {
 // ---------------------------------------------------------------------------------------------------------- Lines
 /** What a browser, a proxy or an SSH client says first: none of it may reach a callback. RFC 9110, 5.6.2: a token. */
 const FOREIGN = /^(?:[!#$%&'*+.^_`|~\w-]+ \S+ (?:HTTP|RTSP|SIP)\/\d(?:\.\d)?[ \t]*$|Host[ \t]*:|SSH-\d)/i;
+const UNREAD = /^[!#$%&'*+.^_`|~\w-]+ (?:\/|\w+:\/\/)/; // a request line that is too long, or not UTF-8
 const REFUSED = 'This port speaks portcall, not HTTP: nothing was run. Use nc, or a MicroClient\n';
 const HTTP_REFUSAL = 'HTTP/1.1 400 Bad Request\r\nServer: portcall\r\nContent-Type: text/plain\r\n' +
   `Content-Length: ${REFUSED.length}\r\nConnection: close\r\n\r\n${REFUSED}`;
@@ -751,7 +748,9 @@ class PlainCodec extends LineCodec {
     this.#hasBegun = true;
     sink.message({ tag: this.#next++, text: line, timeoutMs: undefined, id: undefined, client: undefined });
   }
-  protected bad(code: ErrorCode, why: string, _head: string, sink: Sink): void { sink.error(code, why, this.#next++); }
+  protected bad(code: ErrorCode, why: string, head: string, sink: Sink): void {
+    if (!this.#hasBegun && UNREAD.test(head)) sink.close(HTTP_REFUSAL); else sink.error(code, why, this.#next++);
+  }
 }
 const VERSION = '0.1.0';
 /** What a line that starts with `$` asks of the server itself. */
@@ -766,7 +765,7 @@ const COMMANDS: Readonly<Record<string, (hub: Hub) => string>> = {
 };
 // -------------------------------------------------------------------------------------------------------- Binding
 interface Listener { readonly address: Address; close(): Promise<void> }
-const LOOPBACK = /^(?:127\.|::1$|::ffff:127\.)/;
+const LOOPBACK = /^(?:(?:::ffff:)?127(?:\.\d+){3}|::1)$/; // no name that begins so
 async function isLoopback(host: string): Promise<boolean> {
   const found = LOOPBACK.test(host) ? [{ address: host }] : await lookup(host, { all: true }).catch(() => []);
   return found.length > 0 && found.every(({ address }) => LOOPBACK.test(address));

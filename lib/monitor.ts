@@ -14,7 +14,7 @@ export const MONITOR_EVENTS = {
   connected: 'a client: `key`, `url`',
   disconnected: 'a client, with `url`, or a server, with `client`: a connection has ended',
   retried: 'a client: a call failed with `code`, and is sent again in `waitMs`',
-  accepted: 'a server: the first byte of `client` came',
+  accepted: 'a server: `client` may ask, and does so for the first time',
   rejected: 'a server: `client` was refused with `code`',
   worker_joined: 'a router: `worker` takes requests from now on',
   worker_lost: 'a router: `worker` is gone, or silent for too long',

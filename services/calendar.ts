@@ -67,7 +67,7 @@ const NOT_SAVED = '{"status":500,"error":"event log not saved"}';
 type Fields = Readonly<Partial<Record<'action' | 'clientID' | 'eventName' | 'id' | 'after', unknown>>>;
 const NO_FIELDS: Fields = {};
 
-const PLAIN = String.raw`[^"\\\x00-\x1f\ud800-\udfff]+`; // letters that JSON leaves as they are
+const PLAIN = String.raw`[^"\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+`; // letters that asJson leaves as they are
 /**
  * A time stamp's request as most programs write it, with a blank behind colon and comma or without
  * any: name, and event and id as JSON. Takes 70 ns, `JSON.parse` 440 (Node 20): that gets all others.
@@ -133,7 +133,7 @@ class Calendar {
         `${leastBytes}, expected as many. Raise it, or lower maxEventNameBytes`);
     }
     this.#whitelist = new Map(whitelistOf(options).map((name) =>
-      [name, `{"clientID":${JSON.stringify(name)},"eventName":`]));
+      [name, `{"clientID":${asJson(name)},"eventName":`]));
     this.#journalOptions = { folder, name: 'calendar', fsync, log,
       ...(intervalMs !== undefined && { intervalMs }) };
   }
@@ -199,7 +199,7 @@ class Calendar {
     if (id !== undefined && (!isText(id) || id.length > MAX_ID_LENGTH)) return missing('id');
     const client = this.#whitelist.get(clientID);
     if (client === undefined) return NOT_WHITELISTED;
-    return this.#take(client, JSON.stringify(eventName), id && JSON.stringify(id));
+    return this.#take(client, asJson(eventName), id && asJson(id));
   }
 
   /** @param client What a record has before the event's name; the others as JSON. */
@@ -485,6 +485,12 @@ function checkedWhitelist(names: unknown, where: string): readonly string[] {
 }
 
 // ---------------------------------------------------------------------------------------- Small ones
+
+/** With what JSON leaves as it is, and yet ends a line or steers a terminal, escaped: files get read. */
+function asJson(text: string): string {
+  return JSON.stringify(text).replace(/[\x7f-\x9f\u2028\u2029]/g, (letter) =>
+    `\\u${letter.charCodeAt(0).toString(16).padStart(4, '0')}`);
+}
 
 function isText(value: unknown): value is string {
   return typeof value === 'string' && value !== '';

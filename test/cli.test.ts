@@ -175,7 +175,7 @@ describe('send', () => {
     const sending = new Running(['send', `tcp://127.0.0.1:${port}`, '-']);
     sending.child.stdin.end('one\r\nfail\n☃ \u2028two');
     const { code, stdout, stderr } = await sending.ended;
-    expect({ code, stdout }).toEqual({ code: 1, stdout: 'one\n☃ \u2028two\n' });
+    expect({ code, stdout }).toEqual({ code: 1, stdout: 'one\n☃ \\u2028two\n' });
     expect(stderr).toBe('Cannot get a reply: it went wrong (CALLBACK_FAILED)\n');
   });
 

@@ -104,10 +104,6 @@ describe('an address in place of a key', () => {
 
 describe('ports.json that can not be read', () => {
   it.each<[string, string | undefined, string]>([
-    ['no such file', undefined, 'no such file, looked in '],
-    ['an empty file', '', 'it is empty, expected an object such as {"LIFE_GEN": 5467}'],
-    ['a file of blanks', ' \n', 'it is empty, expected an object'],
-    ['an array', '[5467]', 'line 1, column 1 is "[", expected an object'],
     ['null', 'null', 'line 1, column 1 is "null", expected an object'],
     ['a trailing comma', '{\n  "A": 1,\n}\n', 'line 3, column 1 is "}", expected a key in double quotes'],
     ['a comma left out', '{\n  "A": 1\n  "B": 2\n}\n', 'line 3, column 3 is "\\"B\\"", expected "," or "}"'],
@@ -130,13 +126,6 @@ describe('ports.json that can not be read', () => {
     expect(got).toMatch(/^BAD_PORTS_FILE: Cannot find service "LIFE_GEN" in "ports.json": /);
     expect(got).toContain(expected);
     expect(failure(() => readPorts())).toMatch(/^BAD_PORTS_FILE: Cannot read "ports.json": /);
-  });
-  it('a folder in its stead', () => {
-    inFolder();
-    mkdirSync('ports.json');
-    const told = failure(() => resolveAddress('A'));
-    expect(told).toMatch(/^BAD_PORTS_FILE: .*it is a folder, looked in "/);
-    expect(told).toMatch(/Make it, set PORTCALL_PORTS, or give an address such as 5467$/);
   });
   it('tells the place that V8 tells, wherever V8 tells one', () => {
     inFolder();
@@ -191,9 +180,7 @@ describe('where ports.json is looked for', () => {
 
 describe('what a key may hold', () => {
   it.each<[unknown, string]>([
-    [70000, 'port is 70000, expected a whole number from 0 to 65535'], [-1, 'port is -1, expected'],
-    [1.5, 'port is 1.5, expected'], ['x', 'it is "x", expected a port, tcp://host:port or ipc:///path'],
-    [null, 'it is null, expected'], [[5467], 'it is an object'], [{}, 'it is an object'], [true, 'it is true'],
+    [[5467], 'it is an object'], [{}, 'it is an object'], [true, 'it is true'],
     ['', 'it is ""'], ['zmtp+5555', 'it is "zmtp+5555"'], ['zmtp+tcp://h', 'it is "zmtp+tcp://h", expected a port'], [{ toString: 5 }, 'it is an object'], ['ipc://x', 'expected'], ['tcp://h:70000', 'port is 70000'],
   ])('not %j', (value, expected) => {
     inFolder(JSON.stringify({ LIFE_GEN: value, B: 1 }));
@@ -209,10 +196,6 @@ describe('what a key may hold', () => {
         `"${other}" has tcp://127.0.0.1:5467 too, expected an address for each. Change one`);
     }
     expect(resolveAddress('C').port, 'port 0 may stand twice').toBe(0);
-  });
-  it('nor the same place in another dialect', () => {
-    inFolder('{"A": 5467, "B": "zmtp+tcp://127.0.0.1:5467"}');
-    expect(failure(() => resolveAddress('B'))).toContain('"A" has tcp://127.0.0.1:5467 too, expected an address for each');
   });
   it('a port that outgoing connections are given too is warned of, once a look-up in a file', () => {
     inFolder('{"E": 40000, "F": 32767, "G": 61000}');

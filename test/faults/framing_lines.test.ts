@@ -271,8 +271,10 @@ fault('A10', 'the same at the default limit', () => monitored(echo, {}, async ()
   await stillServes(echo, { ask: 'fine' });
 }));
 
+/** After garbage was collected too: malloc keeps some 40 MiB of what 1 GiB was read into, a bare server's likewise. */
+const MOST_BYTES = 96 * MIB;
 for (const [dialect, before] of [['lines', ''], ['frames', `${HELLO}0 `]] as const) {
-  fault('A11', `1 GiB without LF over ${dialect}, then LF and a request`, () => monitored(echo, {}, () =>
+  fault('A11', `1 GiB without LF over ${dialect}, then LF and a request`, () => monitored(echo, { rssGrowthBytes: MOST_BYTES }, () =>
     RawClient.with(echo.port, async (client) => {
       const piece = Buffer.alloc(MIB, 'x');
       await client.write(before);
@@ -290,7 +292,7 @@ for (const [dialect, before] of [['lines', ''], ['frames', `${HELLO}0 `]] as con
       expect(reply).toBe(dialect === 'lines' ? 'request' : '1 request');
       client.fin(dialect === 'lines' ? '' : 'goodbye\n');
       expect((await client.readToFin()).toString(), 'behind the reply').toBe('');
-      expect((echo.peakRssBytes() - rssBefore) / MIB, 'peak growth in MiB').toBeLessThan(96);
+      expect((echo.peakRssBytes() - rssBefore) / MIB, 'peak growth in MiB').toBeLessThan(MOST_BYTES / MIB);
       await stillServes(echo, { ask: 'fine' });
     })));
 }
