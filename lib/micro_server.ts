@@ -400,7 +400,8 @@ class Connection implements Sink {
     this.#linger(LINGER_MS.refused);
   }
   #endAt(limit: keyof Limits, code: ErrorCode, text: string): void {
-    this.hub.met(limit); this.close(new MicroError(code, text, { outcome: 'refused' }));
+    const outcome = this.inFlight > 0 ? 'maybe done' : 'refused'; this.hub.met(limit); // the former: it ends those too
+    this.close(new MicroError(code, text, { outcome }));
   }
   /** Whether the peer may ask at all: then the service meets it. If not, it is told and the connection ends. */
   #admits(token?: string): boolean {
