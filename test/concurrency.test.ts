@@ -795,6 +795,17 @@ describe('the limits of a server are options:', () => {
     expect(said).toMatch(/^whole\nERR TIMEOUT [^\n]+\n$/);
   });
 
+  it('partialTimeoutMs: counts from the beginning of each message', async () => {
+    const { port } = await serve((message) => message, { partialTimeoutMs: 400 });
+    await RawClient.with(port, async (client) => {
+      for (const bytes of ['a', '\nbb', '\nccc']) {
+        await client.write(bytes);
+        await pause(250);
+      }
+      expect(await client.ask('\n')).toBe('a\nbb\nccc\n');
+    });
+  });
+
   it.each([
     ['partialTimeoutMs', { partialTimeoutMs: 100 }, '1 unfinis', 'TIMEOUT'],
     ['maxProtocolErrors', { maxProtocolErrors: 1 }, 'what\nwhat\n', 'PROTOCOL_ERROR'],
