@@ -400,11 +400,12 @@ class Connection implements Sink {
     this.#linger(LINGER_MS.refused);
   }
   #endAt(limit: keyof Limits, code: ErrorCode, text: string): void {
-    this.hub.met(limit); this.close(new MicroError(code, text, { outcome: 'refused' }));
+    const outcome = this.inFlight > 0 ? 'maybe done' : 'refused'; this.hub.met(limit); // the former: it ends those too
+    this.close(new MicroError(code, text, { outcome }));
   }
   /** Whether the peer may ask at all: then the service meets it. If not, it is told and the connection ends. */
   #admits(token?: string): boolean {
-    if (this.#isMet) return true;
+    this.#partialBytes = 0; if (this.#isMet) return true; // what is held from here on is another message
     if (!this.#isAuthorized && token !== undefined) this.#isAuthorized = isSame(token, this.hub.options.token);
     this.#isMet = this.#isAuthorized && this.#refusal === undefined && this.#state !== 'over';
     if (this.#isMet) publish('accepted', () => ({ client: this.client() }));
@@ -588,7 +589,7 @@ class Connection implements Sink {
     const bytes = Math.max(this.#codec?.heldBytes ?? this.#head?.length ?? 0, this.#isAuthorized ? 0 : 1);
     if (this.#handled > 0) latency.record(now() - this.hub.now, this.#handled);
     this.#handled = 0;
-    if (bytes > 0 && (this.#partialBytes === 0 || bytes < this.#partialBytes)) {
+    if (bytes > 0 && (this.#partialBytes === 0 || (this.#isAuthorized && bytes < this.#partialBytes))) {
       this.#partialSince = this.hub.now;
       alarm.at(this.hub.now + partialTimeoutMs);
     }

@@ -228,7 +228,8 @@ export class WorkerLink implements Candidate, Sink {
   #settle(job: Job, kind: Kind, body: string | MicroError): void {
     if (kind === 'error') {
       const { code, outcome } = body as MicroError;
-      const isUntried = this.state === 'draining' && code === 'SERVER_BUSY' && outcome === 'refused';
+      const isRefused = this.state === 'draining' && code === 'SERVER_BUSY' && outcome === 'refused';
+      const isUntried = isRefused && job.parts === undefined;
       return isUntried ? this.#owner.again(job) : job.fail(body);
     }
     job.isOver = true;

@@ -147,6 +147,28 @@ describe('serve', () => {
     expect(await new MicroClient(listening).sendMessage('Weather')).toBe('rain, mostly');
   });
 
+  it('takes its token from PORTCALL_TOKEN, unless --token says another, and no empty one', async () => {
+    const env = { PORTCALL_TOKEN: 'secret' };
+    const send = (url: string, given: NodeJS.ProcessEnv, ...args: string[]) =>
+      new Running(['send', url, 'hello', ...args], given).ended;
+    const empty = { code: 2, stdout: '', stderr: expect.stringMatching(/^Cannot use token "":/) };
+    for (const [args, token] of [[[], 'secret'], [['--token', 'other'], 'other']] as const) {
+      const server = new Running(['serve', 'echo', ...args], env);
+      const [, url = ''] = await server.said(/^listening on (\S+) /);
+      expect(await RawClient.with(Number(new URL(url).port), (client) => client.ask(`$token ${token}\nhello\n`)))
+        .toBe('ok\nhello\n');
+      expect(await send(url, { PORTCALL_TOKEN: token })).toEqual({ code: 0, stdout: 'hello\n', stderr: '' });
+      expect(await send(url, { PORTCALL_TOKEN: 'wrong' }, '--token', token)).toMatchObject({ code: 0 });
+      expect(await send(url, { PORTCALL_TOKEN: undefined }))
+        .toMatchObject({ code: 1, stdout: '', stderr: expect.stringContaining('UNAUTHORIZED') });
+      expect(await send(url, { PORTCALL_TOKEN: '' })).toEqual(empty);
+      server.child.kill('SIGTERM');
+      expect(await server.ended).toMatchObject({ code: 0 });
+    }
+    expect(await new Running(['serve', 'echo'], { PORTCALL_TOKEN: '' }).ended).toEqual(empty);
+    expect(await new Running(['serve', 'echo', '--token', ''], env).ended).toEqual(empty);
+  });
+
   it('serves a file, and at a second SIGINT ends without waiting for what is in flight', async () => {
     const file = fileOf('slow_one.ts', 'export default (message: string, { signal }: any) =>\n' +
       '  message === "hello" ? "hi" : new Promise(() => console.log("asked"));\n');

@@ -13,9 +13,11 @@ const START_MS = 15_000;
 const children = new Set<ChildProcessWithoutNullStreams>();
 afterAll(() => { for (const child of children) child.kill('SIGKILL'); });
 
+const start = (...args: string[]) => startWith({}, ...args);
 /** Starts one; resolves with its first line. */
-async function start(...args: string[]): Promise<{ line: string; stop(): Promise<number | null> }> {
-  const child = spawn(process.execPath, [built('lib/cli.ts'), ...args], { cwd: ROOT });
+async function startWith(env: NodeJS.ProcessEnv, ...args: string[]):
+  Promise<{ line: string; stop(): Promise<number | null> }> {
+  const child = spawn(process.execPath, [built('lib/cli.ts'), ...args], { cwd: ROOT, env: { ...process.env, ...env } });
   children.add(child);
   const ended = once(child, 'exit');
   let said = '';
@@ -57,6 +59,24 @@ describe('portcall', () => {
     expect(await new MicroClient(listening, { dialect: zmtp() }).sendMessage('hello')).toBe('hello');
     expect(await worker.stop()).toBe(0);
     expect(await router.stop()).toBe(0);
+  });
+
+  it('takes the token of both from PORTCALL_TOKEN, threads included, and no empty one', async () => {
+    const env = { PORTCALL_TOKEN: 'secret' };
+    const router = await startWith(env, 'router', '--front', '0', '--back', '0', '--json');
+    const { listening, workers } = JSON.parse(router.line) as { listening: string; workers: string };
+    const stranger = start('worker', 'echo', '--back', workers);
+    await expect(stranger).rejects.toThrow(/it ended with 1: .*UNAUTHORIZED/s);
+    const worker = await startWith(env, 'worker', 'echo', '--back', workers, '--threads', '1');
+    const [client, other] = [new MicroClient(listening, { token: 'secret' }), new MicroClient(listening)];
+    expect(await client.sendMessage('hello')).toBe('hello');
+    await expect(other.sendMessage('hello')).rejects.toMatchObject({ code: 'UNAUTHORIZED' });
+    expect(await worker.stop()).toBe(0);
+    await client.close();
+    expect(await router.stop()).toBe(0);
+    for (const args of [['router', '--front', '0', '--back', '0'], ['worker', 'echo', '--back', workers]]) {
+      await expect(startWith({ PORTCALL_TOKEN: '' }, ...args)).rejects.toThrow(/it ended with 2: Cannot use token "":/);
+    }
   });
 
   it.each([

@@ -795,6 +795,30 @@ describe('the limits of a server are options:', () => {
     expect(said).toMatch(/^whole\nERR TIMEOUT [^\n]+\n$/);
   });
 
+  it('partialTimeoutMs: counts from the beginning of each message', async () => {
+    const { port } = await serve((message) => message, { partialTimeoutMs: 400 });
+    await RawClient.with(port, async (client) => {
+      for (const bytes of ['a', '\nbb', '\nccc']) {
+        await client.write(bytes);
+        await pause(250);
+      }
+      expect(await client.ask('\n')).toBe('a\nbb\nccc\n');
+    });
+  });
+
+  it.each([
+    ['partialTimeoutMs', { partialTimeoutMs: 100 }, '1 unfinis', 'TIMEOUT'],
+    ['maxProtocolErrors', { maxProtocolErrors: 1 }, 'what\nwhat\n', 'PROTOCOL_ERROR'],
+  ])('%s: tells nobody that what runs already was refused', async (_, limits, bytes, code) => {
+    const { port } = await serve(() => new Promise(() => {}), limits);
+    const goodbye = async (first: string) => RawClient.with(port, async (client) => {
+      await client.write(`\x01portcall/1\n${first}${bytes}`);
+      return (await client.readToFin(1_000)).toString().split('\n').at(-2);
+    });
+    expect(await goodbye('')).toMatch(new RegExp(`^goodbye ${code} r: `));
+    expect(await goodbye('0 runs\n')).toMatch(new RegExp(`^goodbye ${code} m: `));
+  });
+
   it('drainMs: what is in flight when a drain is over ends with TIMEOUT', async () => {
     const started = gate();
     const { port, server } = await serve((message) => {

@@ -154,6 +154,32 @@ describe('MicroRouter and streams', () => {
     expect(await failure(read('throw'))).toMatchObject({ code: 'CALLBACK_FAILED' });
     expect(await failure(read('wait', () => void worker.stop({ graceMs: 0 })))).toMatchObject({ outcome: 'maybe done' });
   });
+  it('asks no other worker for a stream that one which drains broke off', async () => {
+    const { join, dial, joined, router } = await routed();
+    let runs = 0, breakOff = (): void => {};
+    const service: Callback = () => {
+      runs++;
+      return (async function* () {
+        yield 'one';
+        await new Promise<void>((resolve) => { breakOff = resolve; });
+        throw new MicroError('SERVER_BUSY', 'what is behind it is busy');
+      })();
+    };
+    const first = await join(service);
+    const parts: string[] = [];
+    const read = async () => { for await (const part of dial().streamMessage('any')) parts.push(part); };
+    const failed = failure(read());
+    await until(() => parts.length === 1, 2_000, 'the first part');
+    await join(service);
+    const stopped = first.stop();
+    await joined(1);
+    expect(router.stats().workers.map(({ state }) => state).sort()).toEqual(['draining', 'joined']);
+    breakOff();
+    expect(await within(2_000, failed, 'the end of the stream')).toMatchObject({ code: 'SERVER_BUSY' });
+    await stopped;
+    expect(parts).toEqual(['one']);
+    expect(runs).toBe(1);
+  });
 });
 
 describe('MicroRouter and its workers', () => {
