@@ -10,7 +10,7 @@ export function build(folder: string): (program: string) => string {
   return (program) => join(folder, 'test', 'bench', `${program}.js`);
 }
 
-/** Where packages lie, of those that were installed beside this file. */
+/** The paths of those packages that were installed beside this file. */
 export function find<Name extends string>(names: readonly Name[]): Map<Name, string> {
   const { resolve } = createRequire(import.meta.url);
   const found = new Map<Name, string>();

@@ -42,7 +42,8 @@ async function main(): Promise<void> {
   });
   if (values.help) return console.log(help());
   const rounds = readRounds(values.rounds, values.quick ? ROUNDS.quick : ROUNDS.full);
-  const shapes = values.peers ? chosen(PEER_SHAPES, values.only) : chosen(SHAPES, values.only, values.quick);
+  const { peers, only, quick } = values;
+  const shapes = peers ? chosen(PEER_SHAPES, only) : chosen(SHAPES, only, quick);
   const tell = values.json ? () => {} : (line: string) => console.log(line);
 
   const folder = mkdtempSync(join(tmpdir(), 'portcall-bench-'));
@@ -190,7 +191,8 @@ function help(): string {
   --only NAME   only this shape, or all whose names begin so; may be given again
   --rounds N    rounds, of which the median counts (${ROUNDS.full}; with --quick ${ROUNDS.quick})
   --quick       a first look: shorter, without the shapes that have no bar
-  --peers       the plainest shapes beside what people pick from npm: ${PACKAGES.join(', ')}
+  --peers       the plainest shapes, beside what people pick:
+                ${PACKAGES.join(', ')}
   --json        the result as JSON
   --strict      exit 1 if a bar was missed, not only if a reply was wrong or a process crashed
   --help        this
@@ -201,7 +203,8 @@ ${SHAPES.map(({ name, about, against }) => {
     return `  ${name.padEnd(17)} ${about} (${bars.join(', ')})`;
   }).join('\n')}
 
-bare is a line echo over node:net with a write a message. The packages come by npm ci --prefix test/bench`;
+bare is a line echo over node:net with a write a message. The others are npm's:
+npm ci --prefix test/bench`;
 }
 
 try {

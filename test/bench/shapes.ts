@@ -22,7 +22,7 @@ export interface Bar { atLeast?: number; atMost?: number }
 export interface Bench {
   program: (name: string) => string; // the path of a transpiled file of this folder
   pins: Record<Cores, Pins>;
-  packages: ReadonlyMap<string, string>; // where those that are installed lie
+  packages: ReadonlyMap<string, string>; // paths of those that are installed
   warmUpMs: number; // in each process, before anything counts
   slices: number; // what counts, for each side in a round
   sliceMs: number;
@@ -99,7 +99,7 @@ export const SHAPES: readonly Shape[] = [
 
 /** The plainest of them, beside every package: these only tell. */
 export const PEER_SHAPES: readonly Shape[] = SHAPES
-  .filter(({ name }) => ['one', 'flight64', 'flight1000', 'connections100'].includes(name))
+  .filter(({ name }) => ['one', 'flight64', 'flight1000', 'connections100', 'text1m'].includes(name))
   .map((shape) => ({
     ...shape, against: Object.fromEntries(['bare', ...PACKAGES].map((side) => [side, {}])),
   }));
@@ -248,8 +248,8 @@ function start<C extends ServerCommands | ClientCommands>(
   bench: Bench, program: 'server' | 'client', side: Side, options: StartOptions,
 ): Child<C> {
   const words = [bench.program(program), side];
-  const lies = bench.packages.get(side);
-  const env = lies === undefined ? {} : { BENCH_PACKAGE: lies };
+  const path = bench.packages.get(side);
+  const env = path === undefined ? {} : { BENCH_PACKAGE: path };
   return new Child<C>(words, `${program} of ${side}`, { ...options, env });
 }
 

@@ -23,10 +23,12 @@ interface Jayson {
 
 const { default: jayson } = (await import(process.env['BENCH_PACKAGE'] ?? 'jayson')) as { default: Jayson };
 
+const JSON_BYTES = 1024; // more than is ever around a text
+
 export const peer: Peer = {
   async listen({ maxMessageBytes }) {
     const server = new jayson.Server({ echo: ([text], reply) => reply(null, text) })
-      .websocket({ host: '127.0.0.1', port: 0, maxPayload: maxMessageBytes });
+      .websocket({ host: '127.0.0.1', port: 0, maxPayload: maxMessageBytes + JSON_BYTES });
     await once(server, 'listening');
     return server.address().port;
   },

@@ -1,4 +1,7 @@
-/** Events over npm's `node-ipc` on TCP. It matches no replies to requests: they come in order. */
+/**
+ * Events over npm's `node-ipc` on TCP. It matches no replies to requests: they come in order. Of all
+ * packages here, its version alone is pinned: others carried malicious code (CVE-2022-23812).
+ */
 import { once } from 'node:events';
 import net from 'node:net';
 import { Flight, type Connection, type Load, type Peer } from '../load.ts';
