@@ -6,7 +6,7 @@ interface Socket extends AsyncIterable<Buffer[]> {
   readonly lastEndpoint: string | null;
   bind(address: string): Promise<void>;
   connect(address: string): void;
-  send(message: string | Buffer[]): Promise<void>;
+  send(message: string | (Buffer | string)[]): Promise<void>;
   receive(): Promise<Buffer[]>;
 }
 type SocketClass = new (options: { sendHighWaterMark: number; receiveHighWaterMark: number }) => Socket;
@@ -32,9 +32,12 @@ export const peer: Peer = {
   },
 };
 
-/** Whose reply it is stands in front of the message, as does the empty part that a REQ puts there. */
+/** Its text is made of the message, as everywhere here: a service that only copies has no text. */
 async function echo(router: Socket): Promise<void> {
-  for await (const parts of router) await router.send(parts);
+  for await (const parts of router) {
+    const text = String(parts.pop());
+    await router.send([...parts, text]); // whose it is, and the empty part that a REQ puts there
+  }
 }
 
 class ZeroMqConnection implements Connection {
