@@ -10,11 +10,16 @@ export function build(folder: string): (program: string) => string {
   return (program) => join(folder, 'test', 'bench', `${program}.js`);
 }
 
-/** Where `ws` lies if it was installed beside this file. */
-export function findWs(): string | undefined {
-  try {
-    return createRequire(import.meta.url).resolve('ws');
-  } catch {
-    return undefined;
+/** The paths of those packages that were installed beside this file. */
+export function find<Name extends string>(names: readonly Name[]): Map<Name, string> {
+  const { resolve } = createRequire(import.meta.url);
+  const found = new Map<Name, string>();
+  for (const name of names) {
+    try {
+      found.set(name, resolve(name));
+    } catch {
+      // not installed
+    }
   }
+  return found;
 }

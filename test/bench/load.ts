@@ -23,7 +23,7 @@ export interface Connection {
 /** A way to talk that is measured. */
 export interface Peer {
   listen(options: { maxMessageBytes: number; maxConnections: number }): Promise<number>;
-  connect(port: number, options: { maxMessageBytes: number }): Promise<Connection>;
+  connect(port: number, options: LoadOptions): Promise<Connection>;
 }
 
 /** Some work: texts until it is over, and a count of the right replies. */

@@ -8,9 +8,12 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { cpus, loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { build, findWs } from './build.ts';
+import { build, find } from './build.ts';
 import { canPin } from './child.ts';
-import { SHAPES, median, type Bar, type Bench, type Shape, type Side, type Unit } from './shapes.ts';
+import {
+  PACKAGES, PEER_SHAPES, SHAPES, median,
+  type Bar, type Bench, type Shape, type Side, type Unit,
+} from './shapes.ts';
 
 const ROUNDS = { full: 5, quick: 2 };
 const FULL = { warmUpMs: 1_000, slices: 4, sliceMs: 200, scriptRuns: 15 }; // steady state: compiled, and in flow
@@ -33,24 +36,25 @@ async function main(): Promise<void> {
     options: {
       rounds: { type: 'string' }, only: { type: 'string', multiple: true },
       quick: { type: 'boolean', default: false }, json: { type: 'boolean', default: false },
-      strict: { type: 'boolean', default: false }, help: { type: 'boolean', default: false },
+      peers: { type: 'boolean', default: false }, strict: { type: 'boolean', default: false },
+      help: { type: 'boolean', default: false },
     },
   });
   if (values.help) return console.log(help());
   const rounds = readRounds(values.rounds, values.quick ? ROUNDS.quick : ROUNDS.full);
-  const shapes = chosen(values.only, values.quick);
+  const { peers, only, quick } = values;
+  const shapes = peers ? chosen(PEER_SHAPES, only) : chosen(SHAPES, only, quick);
   const tell = values.json ? () => {} : (line: string) => console.log(line);
 
   const folder = mkdtempSync(join(tmpdir(), 'portcall-bench-'));
   process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(130));
 
-  const ws = findWs();
   const twoCores = canPin(0, 1);
   const bench: Bench = {
     ...(values.quick ? QUICK : FULL),
     program: build(folder),
-    env: ws === undefined ? {} : { BENCH_WS: ws },
+    packages: find(PACKAGES),
     pins: {
       two: twoCores ? { server: 0, client: 1 } : {},
       one: canPin(0) ? { server: 0, client: 0 } : {},
@@ -104,8 +108,8 @@ async function measure(shape: Shape, bench: Bench, rounds: number): Promise<Row[
 
 /** Why a rival can't be measured here, if so. */
 function whyNot(shape: Shape, side: Side, bench: Bench): string | undefined {
-  if (side === 'ws' && bench.env['BENCH_WS'] === undefined) {
-    return 'ws is not installed: npm ci --prefix test/bench';
+  if (PACKAGES.some((name) => name === side) && !bench.packages.has(side)) {
+    return `${side} is not installed: npm ci --prefix test/bench`;
   }
   if (shape.cores === 'one' && bench.pins.one.server === undefined) return 'no taskset here';
   return undefined;
@@ -131,7 +135,7 @@ function verdict(ratio: number, { atLeast, atMost }: Bar): Row['verdict'] {
   return '';
 }
 
-const WIDTHS = [-17, -7, 10, 10, -11, 7, -17, -8];
+const WIDTHS = [-17, -8, 10, 10, -11, 7, -17, -8];
 const HEADING = cells('shape', 'against', 'theirs', 'portcall', '', 'ratio', '(min–max)', 'bar');
 
 function line({ shape, against, unit, bar, verdict, reason, rival, portcall, ratio }: Row): string {
@@ -166,13 +170,13 @@ function readRounds(text: string | undefined, usual: number): number {
 }
 
 /** A shape by its name, or all whose names begin so. Quick leaves out those without a bar. */
-function chosen(names: string[] | undefined, quick: boolean): readonly Shape[] {
-  if (names === undefined) return quick ? SHAPES.filter(hasBar) : SHAPES;
+function chosen(all: readonly Shape[], names: string[] | undefined, quick = false): readonly Shape[] {
+  if (names === undefined) return quick ? all.filter(hasBar) : all;
   return names.flatMap((name) => {
-    const exact = SHAPES.filter((shape) => shape.name === name);
-    const found = exact.length > 0 ? exact : SHAPES.filter((shape) => shape.name.startsWith(name));
+    const exact = all.filter((shape) => shape.name === name);
+    const found = exact.length > 0 ? exact : all.filter((shape) => shape.name.startsWith(name));
     if (found.length > 0) return found;
-    const known = SHAPES.map((shape) => shape.name).join(', ');
+    const known = all.map((shape) => shape.name).join(', ');
     throw new RangeError(`Cannot find shape "${name}". Known: ${known}`);
   });
 }
@@ -187,6 +191,8 @@ function help(): string {
   --only NAME   only this shape, or all whose names begin so; may be given again
   --rounds N    rounds, of which the median counts (${ROUNDS.full}; with --quick ${ROUNDS.quick})
   --quick       a first look: shorter, without the shapes that have no bar
+  --peers       the plainest shapes, beside what people pick:
+                ${PACKAGES.join(', ')}
   --json        the result as JSON
   --strict      exit 1 if a bar was missed, not only if a reply was wrong or a process crashed
   --help        this
@@ -197,7 +203,8 @@ ${SHAPES.map(({ name, about, against }) => {
     return `  ${name.padEnd(17)} ${about} (${bars.join(', ')})`;
   }).join('\n')}
 
-bare is a line echo over node:net with a write a message. ws is npm's: npm ci --prefix test/bench`;
+bare is a line echo over node:net with a write a message. The others are npm's:
+npm ci --prefix test/bench`;
 }
 
 try {

@@ -4,8 +4,17 @@ import type { ClientCommands } from './client.ts';
 import { numbered, type LoadOptions } from './load.ts';
 import type { ServerCommands } from './server.ts';
 
+/** What people pick from npm: each is a line here, a file in `peers/` and in package.json. */
+export const PACKAGES = [
+  'ws',
+  'axon',
+  'node-ipc',
+  'jayson',
+  'zeromq',
+] as const;
+
 /** Who takes part: `portcall` and its rivals. `1 MiB` is portcall again, with a smaller text. */
-export type Side = 'portcall' | 'bare' | 'ws' | '1 MiB';
+export type Side = 'portcall' | 'bare' | '1 MiB' | (typeof PACKAGES)[number];
 export type Unit = 'msg/s' | 'µs CPU/msg' | 'ms' | 'bytes/conn';
 export interface Bar { atLeast?: number; atMost?: number }
 
@@ -13,7 +22,7 @@ export interface Bar { atLeast?: number; atMost?: number }
 export interface Bench {
   program: (name: string) => string; // the path of a transpiled file of this folder
   pins: Record<Cores, Pins>;
-  env: Record<string, string>; // for the children
+  packages: ReadonlyMap<string, string>; // paths of those that are installed
   warmUpMs: number; // in each process, before anything counts
   slices: number; // what counts, for each side in a round
   sliceMs: number;
@@ -87,6 +96,13 @@ export const SHAPES: readonly Shape[] = [
   { name: 'flight1000-free', about: 'as flight1000, not pinned',
     unit: 'msg/s', cores: 'any', round: rate(FLIGHT_1000, 'any'), against: { bare: {} } },
 ];
+
+/** The plainest of them, beside every package: these only tell. */
+export const PEER_SHAPES: readonly Shape[] = SHAPES
+  .filter(({ name }) => ['one', 'flight64', 'flight1000', 'connections100', 'text1m'].includes(name))
+  .map((shape) => ({
+    ...shape, against: Object.fromEntries(['bare', ...PACKAGES].map((side) => [side, {}])),
+  }));
 
 interface Total { replies: number; elapsedMs: number; cpuMicros: number }
 
@@ -232,7 +248,9 @@ function start<C extends ServerCommands | ClientCommands>(
   bench: Bench, program: 'server' | 'client', side: Side, options: StartOptions,
 ): Child<C> {
   const words = [bench.program(program), side];
-  return new Child<C>(words, `${program} of ${side}`, { ...options, env: bench.env });
+  const path = bench.packages.get(side);
+  const env = path === undefined ? {} : { BENCH_PACKAGE: path };
+  return new Child<C>(words, `${program} of ${side}`, { ...options, env });
 }
 
 function limits({ maxMessageBytes }: LoadOptions, maxConnections = 1024) {

@@ -15,7 +15,7 @@ interface WebSocketModule {
   WebSocketServer: new (options: object) => WebSocketServer;
 }
 
-const { default: ws } = (await import(process.env['BENCH_WS'] ?? 'ws')) as { default: WebSocketModule };
+const { default: ws } = (await import(process.env['BENCH_PACKAGE'] ?? 'ws')) as { default: WebSocketModule };
 
 export const peer: Peer = {
   async listen({ maxMessageBytes }) {
