@@ -13,7 +13,7 @@ import {
 import type { Callback, Dialect, ErrorCode, Service } from './index.ts';
 import { loadService } from './load_service.ts';
 import { zmtpEvents } from './dialects/zmtp_events.ts';
-import { textOf } from './micro_client.ts';
+import { escapeOf, textOf } from './micro_client.ts';
 import { parseDuration, parseSize } from './units.ts';
 import type { BackupOptions } from '../services/backup.ts';
 
@@ -460,8 +460,8 @@ function print(text: string, value: unknown = text): void {
 
 /** On one line, with what could forge another or steer a terminal spelt out as JSON has it; tabs stay. */
 function calm(text: string): string {
-  return text.replace(/[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029]/g, (letter) => (letter < ' '
-    ? JSON.stringify(letter).slice(1, -1) : `\\u${letter.charCodeAt(0).toString(16).padStart(4, '0')}`));
+  return text.replace(/[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029]/g,
+    (letter) => (letter < ' ' ? JSON.stringify(letter).slice(1, -1) : escapeOf(letter)));
 }
 
 /** One line on stderr, whatever the error is. */

@@ -680,10 +680,10 @@ export const errorText = ({ code, message, retryAfterMs: ms }: MicroError): stri
 export function quoted(value: unknown): string {
   const text = typeof value === 'string' ? JSON.stringify(value.slice(0, 200))
     : typeof value === 'object' && value !== null ? 'an object' : String(value).slice(0, 200);
-  const escape = (letter: string) => `\\u${letter.charCodeAt(0).toString(16).padStart(4, '0')}`;
   // Spelt out: \p{Cc}, \p{Bidi_Control} and their like cost each process 0.3 ms a pattern, whether it runs or not.
-  return text.replace(/[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, escape);
+  return text.replace(/[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, escapeOf);
 }
+export const escapeOf = (letter: string): string => `\\u${letter.charCodeAt(0).toString(16).padStart(4, '0')}`;
 export const logToStderr: Log = (level, text) =>
   void (level === 'info' || process.stderr.write(`portcall: ${oneLine(text)}\n`));
 const refused = (what: string, value: unknown, expected: string) =>

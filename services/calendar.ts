@@ -9,7 +9,7 @@ import { zmtp } from '../lib/dialects/zmtp.ts';
 import type { Context, Service } from '../lib/index.ts';
 import { Journal, type JournalOptions, type JournalRecord } from '../lib/journal.ts';
 import { Awaitable } from '../lib/later.ts';
-import { exceeds, logToStderr, positive, quoted, textOf, type Log } from '../lib/micro_client.ts';
+import { escapeOf, exceeds, logToStderr, positive, quoted, textOf, type Log } from '../lib/micro_client.ts';
 
 export interface CalendarOptions {
   /** Gets the journal and `event_log.json`; made if missing, and held by one process at a time. */
@@ -488,8 +488,7 @@ function checkedWhitelist(names: unknown, where: string): readonly string[] {
 
 /** With what JSON leaves as it is, and yet ends a line or steers a terminal, escaped: files get read. */
 function asJson(text: string): string {
-  return JSON.stringify(text).replace(/[\x7f-\x9f\u2028\u2029]/g, (letter) =>
-    `\\u${letter.charCodeAt(0).toString(16).padStart(4, '0')}`);
+  return JSON.stringify(text).replace(/[\x7f-\x9f\u2028\u2029]/g, escapeOf);
 }
 
 function isText(value: unknown): value is string {

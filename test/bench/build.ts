@@ -1,12 +1,13 @@
 /** Makes plain JavaScript of the programs and of lib, so that no loader is measured. */
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { transpile, typeScriptFiles } from '../helpers/transpile.ts';
+import { ROOT, transpile, typeScriptFiles } from '../helpers/transpile.ts';
 
 /** Writes them under the folder, laid out as here, and tells where a program of this one then lies. */
 export function build(folder: string): (program: string) => string {
   const programs = ['.', 'peers', 'scripts'].flatMap((place) => typeScriptFiles(join('test/bench', place)));
-  transpile([...typeScriptFiles('lib', true), ...programs], folder);
+  const helpers = [join(ROOT, 'test/helpers/free_port.ts')];
+  transpile([...typeScriptFiles('lib', true), ...programs, ...helpers], folder);
   return (program) => join(folder, 'test', 'bench', `${program}.js`);
 }
 

@@ -79,6 +79,18 @@ export class Flight {
   }
 }
 
+/** A connection of a library that hands each message's reply to a callback. */
+export function byCallback(send: (text: string, take: (reply: string) => void) => void): Connection {
+  return {
+    run(inFlight, load) {
+      const flight = new Flight(inFlight, load, (text) => send(text, take));
+      const take = (reply: string) => flight.reply(reply);
+      flight.start();
+      return flight.finished;
+    },
+  };
+}
+
 /** Distinct texts of one size, made beforehand: else the making would hide what the sending costs. */
 export function texts(textBytes: number): () => string {
   const count = textBytes < MIB ? SMALL_TEXTS : BIG_TEXTS;

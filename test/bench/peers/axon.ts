@@ -1,7 +1,7 @@
 /** Request and reply over npm's `axon`, whose own framing (AMP) is the only one it has. */
 import { once, type EventEmitter } from 'node:events';
 import type { AddressInfo, Socket } from 'node:net';
-import { Flight, type Connection, type Load, type Peer } from '../load.ts';
+import { byCallback, type Peer } from '../load.ts';
 
 /** As much of `axon` as is used here; it brings no types. */
 interface Rep extends EventEmitter {
@@ -33,21 +33,6 @@ export const peer: Peer = {
     const req = axon.socket('req');
     req.connect(port, '127.0.0.1');
     await once(req, 'connect');
-    return new AxonConnection(req);
+    return byCallback((text, take) => req.send(text, take));
   },
 };
-
-class AxonConnection implements Connection {
-  readonly #req: Req;
-
-  constructor(req: Req) {
-    this.#req = req;
-  }
-
-  run(inFlight: number, load: Load): Promise<void> {
-    const flight = new Flight(inFlight, load, (text) => this.#req.send(text, take));
-    const take = (reply: string) => flight.reply(reply);
-    flight.start();
-    return flight.finished;
-  }
-}

@@ -4,7 +4,7 @@
  */
 import { once, type EventEmitter } from 'node:events';
 import type { AddressInfo } from 'node:net';
-import { Flight, type Connection, type Load, type Peer } from '../load.ts';
+import { byCallback, type Peer } from '../load.ts';
 
 /** As much of `jayson` as is used here; what types it brings are there once it is installed. */
 interface WebSocketServer extends EventEmitter {
@@ -36,24 +36,9 @@ export const peer: Peer = {
   async connect(port) {
     const client = jayson.Client.websocket({ url: `ws://127.0.0.1:${port}` });
     await once(client.ws, 'open');
-    return new JaysonConnection(client);
+    return byCallback((text, take) => client.request('echo', [text], (error, response) => {
+      if (error) throw error;
+      take(response.result);
+    }));
   },
 };
-
-class JaysonConnection implements Connection {
-  readonly #client: Client;
-
-  constructor(client: Client) {
-    this.#client = client;
-  }
-
-  run(inFlight: number, load: Load): Promise<void> {
-    const flight = new Flight(inFlight, load, (text) => this.#client.request('echo', [text], take));
-    const take = (error: unknown, response: Response) => {
-      if (error) throw error;
-      flight.reply(response.result);
-    };
-    flight.start();
-    return flight.finished;
-  }
-}

@@ -3,18 +3,19 @@
  * packages here, its version alone is pinned: others carried malicious code (CVE-2022-23812).
  */
 import { once } from 'node:events';
-import net from 'node:net';
+import type { Socket } from 'node:net';
+import { freePort } from '../../helpers/free_port.ts';
 import { Flight, type Connection, type Load, type Peer } from '../load.ts';
 
 /** As much of `node-ipc` as is used here; it brings no types. */
 interface Server {
-  on(event: 'connect', take: (socket: net.Socket) => void): void;
-  on(event: 'text', take: (text: string, socket: net.Socket) => void): void;
-  emit(socket: net.Socket, event: 'text', text: string): void;
+  on(event: 'connect', take: (socket: Socket) => void): void;
+  on(event: 'text', take: (text: string, socket: Socket) => void): void;
+  emit(socket: Socket, event: 'text', text: string): void;
   start(): void;
 }
 interface Client {
-  socket: net.Socket;
+  socket: Socket;
   on(event: 'connect' | 'text', take: (text: string) => void): void;
   emit(event: 'text', text: string): void;
 }
@@ -32,7 +33,7 @@ const { default: { IPCModule } } = (await import(process.env['BENCH_PACKAGE'] ??
 
 export const peer: Peer = {
   async listen({ maxConnections }) {
-    const port = await freePort();
+    const port = await freePort(); // it takes 0 for its default, 8000
     const ipc = silent(maxConnections);
     await new Promise<void>((resolve) => {
       ipc.serveNet('127.0.0.1', port, resolve);
@@ -72,14 +73,4 @@ function silent(maxConnections: number): Ipc {
   const ipc = new IPCModule();
   Object.assign(ipc.config, { silent: true, maxConnections });
   return ipc;
-}
-
-/** It takes port 0 for its default, 8000. */
-async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as net.AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
 }
